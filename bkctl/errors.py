@@ -2,7 +2,9 @@
 
     BkctlError
     ├── BadInputError                what a person or file gave us cannot be used       (exit 2)
+    ├── NotFoundError                what was named is not there                        (exit 3)
     ├── RefusedError                 a safety check or a missing confirmation           (exit 4)
+    ├── ConflictError                something is in the way: exists, runs, not empty   (exit 8)
     ├── CorruptDataError             bytes on disk, wire or in metadata break a format  (exit 7)
     ├── BookieStartError             a bookie cannot start: cookie, directories, port
     ├── MetadataStoreError           the metadata store
@@ -28,6 +30,14 @@ class BadInputError(BkctlError):
 
 class RefusedError(BkctlError):
     """A safety check said no, or a confirmation is missing."""
+
+
+class NotFoundError(BkctlError):
+    """What was named is not there."""
+
+
+class ConflictError(BkctlError):
+    """Something is in the way: it exists already, runs already, or is not empty."""
 
 
 class CorruptDataError(BkctlError):
