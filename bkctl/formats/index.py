@@ -10,7 +10,7 @@ key holds the flags of the storage.
 Source: spec storage section 6; upstream LedgerMetadataIndex, EntryLocationIndex.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
 
@@ -103,6 +103,10 @@ def pack_storage_flags(flags: int) -> bytes:
     return _I64.pack(flags)
 
 
+pack_location_value = _I64.pack
+"""location -> the value of an entry in `locations`."""
+
+
 def entry_key_range(ledger_id: int) -> tuple[bytes, bytes]:
     """(first, end exclusive) of the keys of a ledger's entries."""
     return _ENTRY_KEY.pack(ledger_id, 0), _ENTRY_KEY.pack(ledger_id, ID_MAX)
@@ -111,12 +115,6 @@ def entry_key_range(ledger_id: int) -> tuple[bytes, bytes]:
 def entry_ids_of_keys(keys: Iterable[bytes]) -> list[int]:
     """The entry ids of 16-byte keys, in their order."""
     return [entry_id for _, entry_id in _ENTRY_KEY.iter_unpack(b"".join(keys))]
-
-
-def pack_locations(locations: Sequence[int]) -> list[bytes]:
-    """The values for many locations, at the cost of one pack."""
-    packed = Struct(f">{len(locations)}q").pack(*locations)
-    return [packed[at : at + 8] for at in range(0, len(packed), 8)]
 
 
 def unpack_location_value(value: bytes) -> int:

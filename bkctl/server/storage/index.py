@@ -1,0 +1,281 @@
+"""The two RocksDB databases of one index directory: `locations` and `ledgers`.
+
+The one home of rocksdict. What is known of it here (version 0.3.29):
+
+- Raw mode and the options of the default column family are given on every open; otherwise keys
+  carry type bytes, or options come from a file that lost the bloom filter.
+- Single gets, writes and iterator steps hold the interpreter's lock; `get([...])`, `flush_wal` and
+  `close` release it. So writes are not synced, batches are small, and `sync` follows in a worker.
+- A batch is spent by writing it, and a live iterator keeps the database open after `close`.
+
+Every method may block. One handle may be used from several threads.
+
+Source: spec storage sections 6 and 13; upstream KeyValueStorageRocksDB, EntryLocationIndex,
+LedgerMetadataIndex.
+"""
+
+import errno
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    ChecksumType,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+)
+
+from bkctl.errors import BookieStartError, CorruptDataError
+from bkctl.formats import index as fmt
+
+_FORMAT_VERSION = 5  # the newest table format that RocksDB 6.6 and upstream 4.12 can read
+_BATCH_OPERATIONS = 4096  # one write holds the interpreter's lock for half a millisecond
+_MIB = 1 << 20
+
+
+def new_block_cache(size_bytes: int) -> Cache:
+    """An LRU cache for the blocks and bloom filters of all `locations` of a process.
+
+    It is cut into up to 64 shards, and a filter larger than a shard is read from disk by every
+    get: at the file size of `_locations_options` a filter has 0.6 MB, so 64 MiB are the least.
+    """
+    return Cache(size_bytes)
+
+
+class LocationsIndex:
+    """Where each entry is: 16-byte entry keys to locations."""
+
+    def __init__(self, path: Path, database: Rdict) -> None:
+        self._path = path
+        self._database = database
+
+    @classmethod
+    def open(cls, path: Path, block_cache: Cache) -> "LocationsIndex":
+        """Raises BookieStartError: in use by another process, damaged, or not readable."""
+        return cls(path, _open(path, _locations_options(block_cache)))
+
+    def get(self, keys: Sequence[bytes]) -> list[int | None]:
+        """The location of each key, None where there is none; raises OSError, CorruptDataError."""
+        with _named(self._path):
+            values: list[bytes | None] = self._database.get(list(keys)) or []
+        return [None if value is None else fmt.unpack_location_value(value) for value in values]
+
+    def put(self, keys: Sequence[bytes], locations: Sequence[int]) -> None:
+        """Not durable before `sync`; raises OSError."""
+        for first in range(0, len(keys), _BATCH_OPERATIONS):
+            end = first + _BATCH_OPERATIONS
+            batch = WriteBatch(raw_mode=True)
+            put = batch.put
+            for key, value in zip(
+                keys[first:end], map(fmt.pack_location_value, locations[first:end]), strict=True
+            ):
+                put(key, value)
+            with _named(self._path):
+                self._database.write(batch)
+
+    def delete_ledgers(self, ledger_ids: Collection[int]) -> None:
+        """Forget every entry of these ledgers; not durable before `sync`; raises OSError."""
+        batch = WriteBatch(raw_mode=True)
+        for ledger_id in ledger_ids:
+            batch.delete_range(*fmt.entry_key_range(ledger_id))
+        with _named(self._path):
+            self._database.write(batch)
+
+    def sync(self) -> None:
+        """Make everything written durable; raises OSError, and then nothing may be taken as durable."""
+        with _named(self._path):
+            self._database.flush_wal(True)
+
+    def last_entry_id(self, ledger_id: int) -> int:
+        """The highest entry id of the ledger, -1 when it has none; raises OSError, CorruptDataError."""
+        first, end = fmt.entry_key_range(ledger_id)
+        with _named(self._path):
+            iterator = self._database.iter(_before(end))
+            iterator.seek_to_last()
+            if not iterator.valid():
+                iterator.status()  # raises when that is an error, not the end
+                return -1
+            last: bytes = iterator.key()
+        return fmt.entry_ids_of_keys([last])[0] if last >= first else -1
+
+    def entry_ids(self, ledger_id: int) -> list[int]:
+        """Every entry id of the ledger, ascending; raises OSError, CorruptDataError."""
+        first, end = fmt.entry_key_range(ledger_id)
+        with _named(self._path):
+            keys = cast(Iterator[bytes], self._database.keys(from_key=first, read_opt=_before(end)))
+            return fmt.entry_ids_of_keys(keys)
+
+    def close(self) -> None:
+        with _named(self._path):
+            self._database.close()
+
+
+class LedgersIndex:
+    """What is known of each ledger besides its entries; loaded whole, reads never come here."""
+
+    def __init__(self, path: Path, database: Rdict) -> None:
+        self._path = path
+        self._database = database
+        self._rebuilt: set[int] = set()  # ledgers with a 16-byte key: see formats.index
+
+    @classmethod
+    def open(cls, path: Path) -> "LedgersIndex":
+        """Raises BookieStartError: in use by another process, damaged, or not readable."""
+        return cls(path, _open(path, _ledgers_options()))
+
+    def load(self) -> dict[int, fmt.LedgerData]:
+        """Every ledger, without the reserved negative ids; raises OSError, CorruptDataError."""
+        ledgers: dict[int, fmt.LedgerData] = {}
+        with _named(self._path):
+            for key, value in cast(Iterator[tuple[bytes, bytes]], self._database.items()):
+                ledger_id = fmt.unpack_ledger_key(key)
+                if ledger_id < 0:
+                    continue
+                if len(key) == fmt.ENTRY_KEY_BYTES:
+                    self._rebuilt.add(ledger_id)
+                ledgers[ledger_id] = fmt.unpack_ledger_data(value)  # the longer key comes later and wins
+        return ledgers
+
+    def write(self, changed: Mapping[int, fmt.LedgerData], deleted: Collection[int]) -> None:
+        """Store and forget ledgers; not durable before `sync`; raises OSError.
+
+        The 16-byte key of a rebuilt index goes in the same batch, else it would override (trap T2).
+        """
+        batch = WriteBatch(raw_mode=True)
+        touched = self._rebuilt.intersection((*changed, *deleted))
+        for ledger_id in touched:
+            batch.delete(fmt.rebuilt_ledger_key(ledger_id))
+        for ledger_id in deleted:
+            batch.delete(fmt.ledger_key(ledger_id))
+        for ledger_id, data in changed.items():
+            assert ledger_id >= 0, ledger_id  # negative keys are reserved (trap T13)
+            batch.put(fmt.ledger_key(ledger_id), fmt.pack_ledger_data(data))
+        with _named(self._path):
+            self._database.write(batch)
+        self._rebuilt -= touched
+
+    def sync(self) -> None:
+        """Make everything written durable; raises OSError, and then nothing may be taken as durable."""
+        with _named(self._path):
+            self._database.flush_wal(True)
+
+    def close(self) -> None:
+        with _named(self._path):
+            self._database.close()
+
+
+@contextmanager
+def open_offline(index_dir: Path) -> Iterator[tuple[LedgersIndex, LocationsIndex]]:
+    """Both indexes below `index_dir` (a `current` directory), read-only and without any side effect.
+
+    A running bookie is not disturbed: the databases are seen as they are now, logs replayed in
+    memory. RocksDB writes into every directory it opens, so it gets one of symbolic links.
+
+    Raises:
+        CorruptDataError: there is no readable database, or files went away under a running bookie.
+    """
+    with tempfile.TemporaryDirectory(prefix="bkctl-index-") as temporary:
+        ledgers_path, locations_path = index_dir / "ledgers", index_dir / "locations"
+        databases = []
+        try:
+            for path, options in (
+                (ledgers_path, _ledgers_options()),
+                (locations_path, _locations_options(new_block_cache(8 * _MIB))),
+            ):
+                databases.append(_open_links(path, Path(temporary, path.name), options))
+            yield LedgersIndex(ledgers_path, databases[0]), LocationsIndex(locations_path, databases[1])
+        finally:
+            for database in databases:
+                database.close()
+
+
+def _open(path: Path, options: Options) -> Rdict:
+    try:
+        return Rdict(str(path), options, {"default": options})
+    except Exception as exc:  # rocksdict raises no narrower class
+        raise BookieStartError(f"cannot open the index {path}: {exc}") from exc
+
+
+def _open_links(path: Path, links: Path, options: Options) -> Rdict:
+    try:
+        links.mkdir()
+        for file in path.iterdir():
+            if not file.name.startswith(("LOCK", "LOG")):
+                (links / file.name).symlink_to(file.resolve())
+        return Rdict(str(links), options, {"default": options}, AccessType.read_only(False))
+    except Exception as exc:  # rocksdict raises no narrower class
+        raise CorruptDataError(f"cannot read the index {path}: {exc}") from exc
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """rocksdict's bare exceptions as CorruptDataError or OSError, with the database's path."""
+    try:
+        yield
+    except (CorruptDataError, OSError):
+        raise
+    except Exception as exc:
+        if str(exc).startswith("Corruption"):
+            raise CorruptDataError(f"index {path}: {exc}") from exc
+        raise OSError(errno.EIO, f"index {path}: {exc}") from exc
+
+
+def _before(end: bytes) -> ReadOptions:
+    """Iterators stop before `end`. A lower bound set first would be forgotten by rocksdict 0.3.29."""
+    options = ReadOptions()
+    options.set_iterate_upper_bound(end)
+    return options
+
+
+def _locations_options(block_cache: Cache) -> Options:
+    """Upstream's, but for sizes: smaller buffers and files keep memory and bloom filters small."""
+    table = _table_options(block_size=65536)
+    table.set_bloom_filter(10, False)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_block_cache(block_cache)
+    options = _options(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(16 * _MIB)
+    options.set_max_write_buffer_number(4)
+    options.set_level_zero_file_num_compaction_trigger(4)
+    options.set_max_bytes_for_level_base(256 * _MIB)
+    options.set_target_file_size_base(4 * _MIB)
+    return options
+
+
+def _ledgers_options() -> Options:
+    options = _options(_table_options(block_size=4096))
+    options.set_compression_type(DBCompressionType.snappy())
+    options.set_write_buffer_size(4 * _MIB)
+    options.set_max_write_buffer_number(2)
+    return options
+
+
+def _options(table: BlockBasedOptions) -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_max_total_wal_size(512 * _MIB)
+    options.set_max_open_files(-1)
+    options.set_max_background_jobs(2)
+    options.set_delete_obsolete_files_period_micros(3_600_000_000)
+    options.set_keep_log_file_num(30)
+    options.set_log_file_time_to_roll(86400)
+    return options
+
+
+def _table_options(*, block_size: int) -> BlockBasedOptions:
+    table = BlockBasedOptions()
+    table.set_format_version(_FORMAT_VERSION)
+    table.set_checksum_type(ChecksumType.xxhash())
+    table.set_block_size(block_size)
+    return table
