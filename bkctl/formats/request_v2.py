@@ -287,8 +287,9 @@ def _decode_auth(body: bytes, version: int) -> AuthPacket:
 
     try:
         message = AuthMessage.FromString(body[HEADER.size :])
-        if message.IsInitialized():
-            return AuthPacket(message.authPluginName, message.payload, version)
-    except (DecodeError, UnicodeDecodeError) as failure:
+    except DecodeError as failure:
         raise CorruptDataError(f"v2 auth: {failure}") from failure
-    raise CorruptDataError("v2 auth: plugin name or payload is missing")
+    # The runtime gives bytes for text that is no UTF-8.
+    if not message.IsInitialized() or not isinstance(message.authPluginName, str):
+        raise CorruptDataError("v2 auth: plugin name or payload is missing or malformed")
+    return AuthPacket(message.authPluginName, message.payload, version)

@@ -78,10 +78,8 @@ def _decode(message: M, body: bytes) -> M:
 
 
 def _check_text(auth: pb.AuthMessage) -> None:
-    try:
-        auth.authPluginName  # noqa: B018 # the runtime decodes text when it is looked at
-    except UnicodeDecodeError as error:
-        raise CorruptDataError(f"v3 auth: {error}") from error
+    if not isinstance(auth.authPluginName, str):  # the runtime gives bytes for what is no UTF-8
+        raise CorruptDataError("v3 auth: the plugin name is not UTF-8")
 
 
 def encode(message: pb.Request | pb.Response) -> bytes:
@@ -123,7 +121,7 @@ def encode_response(request: pb.Request, code: ResultCode, **fields: Any) -> byt
 
 
 class AddResponseEncoder:
-    """Answers adds, the most frequent request, with one message used again and again: 0.4 us instead of 5."""
+    """Answers adds, the most frequent request, reusing one message: a quarter of the cost."""
 
     def __init__(self) -> None:
         self._response = pb.Response()
