@@ -1,0 +1,311 @@
+"""The order in which a bookie comes up and goes down.
+
+Up: identity → directories locked → cookies → storage → replay → checkpoint → journals → port → registration.
+Down: unregister → port → last checkpoint → journals → storage → clean mark. A kill at any point costs
+only replay time: what was acknowledged is in the journal.
+
+Source: spec storage section 11; upstream EmbeddedServer, BookieImpl.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from bkctl.config import MIB, BookieSettings
+from bkctl.errors import BookieStartError, MetadataStoreError, NodeExistsError
+from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
+from bkctl.metadata.api import SessionState
+from bkctl.metadata.registration import RegistrationManager
+from bkctl.metadata.store import MetadataStore
+from bkctl.server.bookie import Bookie
+from bkctl.server.disk_monitor import disk_space
+from bkctl.server.identity import bookie_address, bookie_id_of, check_cookies, current_directories
+from bkctl.server.listener import Listener
+from bkctl.server.reads import Reads
+from bkctl.server.requests import Requests
+from bkctl.server.requests_v3 import RequestsV3
+from bkctl.server.storage.checkpoint import Checkpointer
+from bkctl.server.storage.fs import Fs
+from bkctl.server.storage.journal import Journal, JournalSettings, read_last_marks, replay
+from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
+from bkctl.types import Address, BookieId
+
+log = logging.getLogger(__name__)
+
+_REGISTER_RETRY_MS = 1000
+
+
+class BookieServer:
+    """One running bookie. `failed` completes with the reason when it can no longer serve."""
+
+    def __init__(self, settings: BookieSettings, store: MetadataStore, fs: Fs) -> None:
+        self._settings = settings
+        self._store = store
+        self._fs = fs
+        self._exits = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checkpoint_wanted = asyncio.Event()
+        self._forced_read_only = settings.force_read_only
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self.bookie_id: BookieId
+        self.address: Address
+        self.bookie: Bookie
+        self.reads: Reads
+        self.storage: LedgerStorage
+        self.listener: Listener
+
+    # -- up --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring the bookie up, or leave nothing behind.
+
+        Raises:
+            BookieStartError, BadInputError: why it cannot start.
+            MetadataStoreError: the metadata store cannot be used.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings = self._settings
+        sock = self._bind()
+        self._exits.callback(sock.close)
+        self.address = bookie_address(settings, sock.getsockname()[1])
+        self.bookie_id = bookie_id_of(settings, self.address)
+        self._lock_directories()
+        await check_cookies(settings, self.bookie_id, self._store)
+        journals = self._open_storage()
+        self._serve(journals)
+        self._mark_dirty()
+        await self.listener.open(sock)
+        self._exits.push_async_callback(self.listener.close)
+        await self._register()
+        self._exits.push_async_callback(self._unregister)
+        self._store.tree.on_session(self._session_changed)
+        self._spawn(self._checkpoint_regularly())
+        self._spawn(self._watch_disks())
+
+    def _bind(self) -> socket.socket:
+        """The port, taken before anything else so that a second bookie fails at once and unharmed."""
+        settings = self._settings
+        host = settings.advertised_address if settings.advertised_address.startswith("127.") else ""
+        try:
+            return socket.create_server((host, settings.port), backlog=1024)
+        except OSError as error:
+            raise BookieStartError(
+                f"port {settings.port} cannot be used: {error.strerror}; stop what listens there or set bookiePort",
+                2,
+            ) from error
+
+    def _lock_directories(self) -> None:
+        """One process per directory, also for journals, which RocksDB's lock does not cover."""
+        settings = self._settings
+        for current in current_directories([*settings.journal_directories, *settings.ledger_directories]):
+            descriptor = os.open(current, os.O_RDONLY | os.O_CLOEXEC)
+            self._exits.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BookieStartError(f"{current} is in use by another bookie process") from error
+
+    def _open_storage(self) -> list[Journal]:
+        """Storage with everything that the journals hold, flushed; journals ready for new records."""
+        settings = self._settings
+        count = len(settings.ledger_directories)
+        self.storage = LedgerStorage(
+            StorageSettings(
+                ledger_directories=settings.ledger_directories,
+                index_directories=settings.index_directories or settings.ledger_directories,
+                write_cache_bytes=settings.write_cache_mib * MIB // count,
+                read_cache_bytes=settings.read_cache_mib * MIB // count,
+                read_ahead_count=settings.read_ahead_count,
+                entry_log_bytes_max=settings.entry_log_bytes_max,
+            ),
+            self._fs,
+        )
+        self.storage.open()
+        self._exits.callback(self.storage.close)
+        loop = asyncio.get_running_loop()
+        ledger_currents = [str(p) for p in current_directories(settings.ledger_directories)]
+        journal_currents = [str(p) for p in current_directories(settings.journal_directories)]
+        journals = []
+        for number, directory in enumerate(journal_currents):
+            mark = read_last_marks(self._fs, ledger_currents, number, len(journal_currents))
+            started_ns = time.monotonic_ns()
+            records = 0
+            for batch in replay(directory, self._fs, mark, skip_invalid=settings.journal_skip_invalid):
+                self.storage.replay(batch)
+                records += len(batch)
+            log.info(
+                "replayed %d records of %s in %d ms",
+                records,
+                directory,
+                (time.monotonic_ns() - started_ns) // 10**6,
+            )
+            journals.append(
+                Journal(
+                    JournalSettings(
+                        directory=directory,
+                        size_bytes_max=settings.journal_size_mib_max * MIB,
+                        preallocate_bytes=settings.journal_preallocate_mib * MIB,
+                        alignment_bytes=settings.journal_alignment_bytes,
+                        backups_max=settings.journal_backups_max,
+                        sync_data=settings.journal_sync,
+                        write_format=settings.journal_format,
+                    ),
+                    self._fs,
+                    completed=lambda tokens: loop.call_soon_threadsafe(self.bookie.completed, tokens),
+                    failed=lambda error: loop.call_soon_threadsafe(self._fail, error),
+                )
+            )
+        self.storage.flush_all()
+        for journal in journals:
+            journal.start(now_ms=int(time.time() * 1000))
+            self._exits.callback(journal.stop)
+        self._checkpointer = Checkpointer(self.storage, journals, self._fs)
+        return journals
+
+    def _serve(self, journals: list[Journal]) -> None:
+        settings = self._settings
+        self.bookie = Bookie(
+            self.storage,
+            journals,
+            queued_bytes_max=settings.queued_add_bytes_max,
+            request_checkpoint=self._checkpoint_wanted.set,
+        )
+        self.bookie.read_only = settings.force_read_only
+        self.reads = Reads(self.bookie, self.storage.read_pool)
+        v3 = RequestsV3(self.bookie, self.reads, self._disk_space)
+        requests = Requests(self.bookie, self.reads, v3, batch_read_bytes_max=settings.batch_read_bytes_max)
+        self.listener = Listener(
+            requests, frame_bytes_max=settings.frame_bytes_max, connections_max=settings.connections_max
+        )
+
+    def _mark_dirty(self) -> None:
+        for current in current_directories(self._settings.ledger_directories):
+            (current / "DIRTY").touch()
+
+    def _disk_space(self) -> tuple[int, int]:
+        space = disk_space(self._settings.ledger_directories)
+        return space.total_bytes, space.free_bytes
+
+    # -- registration ----------------------------------------------------------------------------
+
+    async def _register(self) -> None:
+        address = self.address
+        info = BookieServiceInfo((Endpoint("bookie", address.host, address.port, BOOKIE_RPC),))
+        self._registration = RegistrationManager(self._store.tree, self._store.root, self.bookie_id, info)
+        try:
+            await self._registration.register(readonly=self.bookie.read_only)
+        except NodeExistsError as error:
+            raise BookieStartError(
+                f"bookie {self.bookie_id} is registered by another live process; stop it or set bookieId", 4
+            ) from error
+
+    async def _unregister(self) -> None:
+        with contextlib.suppress(MetadataStoreError):
+            await self._registration.unregister()
+
+    def _session_changed(self, state: SessionState) -> None:
+        log.warning("metadata session: %s", state.value)
+        if state is SessionState.LOST:
+            self._spawn(self._register_again())
+
+    async def _register_again(self) -> None:
+        """A lost session took the registration with it. Serving goes on: what is stored stays true."""
+        while True:
+            try:
+                await self._store.tree.reopen()
+                await self._registration.register(readonly=self.bookie.read_only)
+            except MetadataStoreError as error:
+                log.warning("cannot register again yet: %s", error)
+                await asyncio.sleep(_REGISTER_RETRY_MS / 1000)
+            else:
+                log.info("registered again as %s", self.bookie_id)
+                return
+
+    # -- while it runs ---------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The bookie cannot keep its promises any longer: answer nothing more, stop."""
+        if not self.failed.done():
+            log.error("the bookie stops: %s", error)
+            self.failed.set_result(error)
+
+    async def _checkpoint_regularly(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._checkpoint_wanted.wait(), self._settings.flush_interval_ms / 1000
+                )
+            self._checkpoint_wanted.clear()
+            try:
+                await self._checkpointer.checkpoint(rotated=self.bookie.room_again)
+            except OSError as error:
+                # Nothing is lost: the mark stays and the journal keeps every record.
+                log.error("checkpoint failed, will be tried again: %s", error)
+                await self._set_read_only(True)
+                await asyncio.sleep(1)
+
+    async def _watch_disks(self) -> None:
+        settings = self._settings
+        while True:
+            try:
+                space = disk_space(settings.ledger_directories)
+            except OSError as error:
+                self._fail(error)
+                return
+            usage = space.usage_max if settings.read_only_on_any_disk_full else space.usage_min
+            self.bookie.high_priority_writes = space.free_bytes_max > settings.high_priority_bytes_min
+            full = usage > settings.disk_usage_max
+            if full and not settings.read_only_mode_enabled:
+                self._fail(OSError(f"disk {usage:.1%} full and readOnlyModeEnabled=false"))
+                return
+            await self._set_read_only(full or self._forced_read_only)
+            await asyncio.sleep(settings.disk_check_interval_ms / 1000)
+
+    async def _set_read_only(self, read_only: bool) -> None:
+        """Refuse or accept adds from now on, then say so in the metadata store."""
+        if read_only == self.bookie.read_only:
+            return
+        self.bookie.read_only = read_only
+        log.warning("the bookie is now %s", "read-only" if read_only else "writable")
+        with contextlib.suppress(MetadataStoreError):
+            await self._registration.register(readonly=read_only)
+
+    # -- down ------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Leave in order. After `failed` nothing more is flushed: the journal has what was promised."""
+        for task in list(self._tasks):
+            task.cancel()
+        clean = not self.failed.done()
+        if clean:
+            self.bookie.read_only = True
+            with contextlib.suppress(MetadataStoreError):
+                await self._registration.unregister()
+            await self.listener.close()
+            await self._checkpointer.checkpoint()
+        await self._exits.aclose()
+        if clean:
+            for current in current_directories(self._settings.ledger_directories):
+                (current / "DIRTY").unlink(missing_ok=True)
