@@ -48,6 +48,7 @@ assert _ENTRY_HEAD.size == SIZE_BYTES + ENTRY_BYTES_MIN
 assert _MAP_HEAD.size == 24
 
 _NAME = re.compile(r"([0-9a-f]{1,8})\.log")
+_COMPACTED_NAME = re.compile(r"([0-9a-f]{1,8})\.log\.[0-9a-f]{1,8}\.compacted")
 _NOT_ZERO = re.compile(rb"[^\0]")
 _SCAN_WINDOW_BYTES = 1 << 20
 
@@ -118,15 +119,24 @@ def parse_file_name(name: str) -> int | None:
     return int(match[1], 16) if match else None
 
 
-def next_log_id(ids: Iterable[int], last_id: int | None) -> int:
-    """The id after the ones in use: `ids` of the logs there are, and what the file `lastId` says.
+def compacted_log_ids(names: Iterable[str]) -> list[int]:
+    """The ids of logs whose transactional compaction has written `<hex id>.log.<hex source>.compacted`."""
+    return [int(match[1], 16) for match in map(_COMPACTED_NAME.fullmatch, names) if match]
 
-    Spec storage section 5.5. The caller still skips ids whose file exists.
+
+def next_log_id(log_ids: Iterable[int], compacted_ids: Iterable[int], last_id: int | None) -> int:
+    """The id after the ones in use; `last_id` is what the file `lastId` says (spec storage 5.5).
+
+    The caller still skips ids whose file exists.
     """
-    taken = sorted(set(ids))
+    taken = list(log_ids)
     recorded = last_id if last_id is not None and last_id > 0 else max(taken, default=-1)
-    value = max(recorded, largest_gap(taken)[0] - 1)
-    return value + 1 if value < LOG_ID_MAX else 0
+    gap_start, _ = largest_gap([*taken, *compacted_ids])
+    return following_log_id(max(recorded, gap_start - 1))
+
+
+def following_log_id(log_id: int) -> int:
+    return log_id + 1 if log_id < LOG_ID_MAX else 0
 
 
 def largest_gap(ids: Iterable[int]) -> tuple[int, int]:
@@ -197,6 +207,28 @@ def unpack_entry_size(window: bytes, at: int, ledger_id: int, entry_id: int) -> 
             f"entry {found_entry_id} of ledger {found_ledger_id}"
         )
     return int(size)
+
+
+def unpack_following(
+    window: bytes, at: int, ledger_id: int, entry_id: int, count_max: int
+) -> dict[bytes, bytes]:
+    """By their first 16 bytes, the entries that follow `entry_id` without a break from `at` on.
+
+    Only whole ones, `count_max` at most; the first other bytes end it.
+    """
+    entries: dict[bytes, bytes] = {}
+    while len(entries) < count_max and len(window) - at >= _ENTRY_HEAD.size:
+        entry_id += 1
+        size, found_ledger_id, found_entry_id = _ENTRY_HEAD.unpack_from(window, at)
+        end = at + SIZE_BYTES + size
+        if (found_ledger_id, found_entry_id) != (ledger_id, entry_id) or size < ENTRY_BYTES_MIN:
+            break
+        if end > len(window):
+            break
+        entry = window[at + SIZE_BYTES : end]
+        entries[entry[:ENTRY_BYTES_MIN]] = entry
+        at = end
+    return entries
 
 
 def scan(read: Read, file_bytes: int, *, entry_bytes_max: int = LOG_ID_MAX) -> Iterator[ScannedEntry]:
