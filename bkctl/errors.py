@@ -10,6 +10,7 @@
     ├── MetadataStoreError           the metadata store
     │   ├── MetadataUnreachableError     not there, timed out                           (exit 6)
     │   ├── MetadataLostError            session gone, or the store is not the one we opened
+    │   ├── NoClusterError               no cluster at this root of the store        (exit 3)
     │   ├── NoNodeError · NodeExistsError · BadVersionError · NotEmptyError
     └── BookKeeperError              a code of the BookKeeper client protocol; see `code`
         └── one class per code
@@ -62,6 +63,10 @@ class MetadataUnreachableError(MetadataStoreError):
 
 class MetadataLostError(MetadataStoreError):
     """The session is gone, or the store is not the one that was opened: never "an empty cluster"."""
+
+
+class NoClusterError(MetadataStoreError, NotFoundError):
+    """The store answers, but there is no BookKeeper cluster at this root."""
 
 
 class NoNodeError(MetadataStoreError):

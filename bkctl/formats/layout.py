@@ -51,6 +51,9 @@ def layout_of(manager: ManagerType) -> Layout:
     return Layout(_FACTORY_CLASSES[manager])
 
 
+DEFAULT_LAYOUT = layout_of(ManagerType.HIERARCHICAL)
+
+
 def encode(layout: Layout) -> bytes:
     return f"{layout.format_version}\n{layout.factory}:{layout.manager_version}".encode()
 
