@@ -126,13 +126,13 @@ class OsFs:
             os.close(fd)
 
     def exists(self, path: Path) -> bool:
-        return path.exists()
+        return os.path.exists(path)
 
     def listdir(self, path: Path) -> list[str]:
         return sorted(os.listdir(path))
 
     def mkdir(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
 
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)
@@ -163,15 +163,17 @@ def read_file(fs: Fs, path: Path, size_bytes_max: int) -> bytes:
 
 
 def write_file(fs: Fs, path: Path, data: Buffer, *, sync: bool) -> None:
-    """Rewrite a small file in place (truncate, write, fsync): upstream's way for lastMark and lastId.
+    """Rewrite a small file in place, as upstream does with lastMark and lastId.
 
-    The name of a new file is made durable too. A crash may leave it empty or short.
+    Written first and cut afterwards, so that a crash never leaves the file empty: up to a sector it
+    has the old bytes or the new ones. The name of a new file is made durable too.
     """
     existed = fs.exists(path)
     fd = fs.open(path, os.O_WRONLY | os.O_CREAT)
     try:
-        fs.truncate(fd, 0)
         fs.write(fd, data, 0)
+        if fs.size(fd) > len(data):
+            fs.truncate(fd, len(data))
         if sync:
             fs.fsync(fd)
     finally:
