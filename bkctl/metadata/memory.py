@@ -81,10 +81,8 @@ class MemoryStore:
         return self._nodes.get(path)
 
     def create(self, op: CreateOp, owner: int, *, sequential: bool, parents: bool) -> str:
-        changes: list[Change] = []
-        for ancestor in ancestors(op.path) if parents else ():
-            if ancestor not in self._nodes:
-                changes.append(self._create(ancestor, b"", 0))
+        missing = [ancestor for ancestor in ancestors(op.path) if parents and ancestor not in self._nodes]
+        changes = [self._create(ancestor, b"", 0) for ancestor in missing]
         path = op.path
         if sequential:
             path += f"{self._node(parent_and_name(path)[0]).created_children:010d}"
@@ -101,7 +99,7 @@ class MemoryStore:
         self._announce([self._delete(op.path, op.version)])
 
     def multi(self, ops: Sequence[Op], owner: int) -> None:
-        touched = {path for op in ops for path in (op.path, parent_and_name(op.path)[0])}
+        touched = {path for op in ops for path in (op.path, op.path.rpartition("/")[0] or "/")}
         before = {path: copy(self._nodes.get(path)) for path in touched}
         changes: list[Change] = []
         try:
@@ -129,10 +127,10 @@ class MemoryStore:
         return node
 
     def _create(self, path: str, data: bytes, owner: int) -> Change:
-        parent_path, name = parent_and_name(path)
-        parent = self._node(parent_path)
         if path in self._nodes:
             raise NodeExistsError(f"metadata node {path} exists")
+        parent_path, name = parent_and_name(path)
+        parent = self._node(parent_path)
         if parent.owner:
             raise MetadataStoreError(f"ephemeral metadata node {parent_path} cannot have children")
         self._nodes[path] = _StoredNode(data, owner, _now_ms())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from bkctl.errors import MetadataLostError
-from bkctl.metadata.api import EventKind, MetadataTree, SessionState, WatchEvent, Watcher
+from bkctl.metadata.api import EventKind, MetadataTree, SessionState, Watcher, WatchEvent
 from bkctl.metadata.tree_rules import parent_and_name
 
 
@@ -52,15 +52,19 @@ class WatchTable:
     def fire(self, change: Change) -> None:
         """Fire and forget every watch that `change` concerns."""
         kind, path = change
-        fired = [(watcher, WatchEvent(kind, path)) for watcher in self._data.pop(path, ())]
+        for watcher in self._data.pop(path, ()):
+            _call(watcher, WatchEvent(kind, path))
         if kind is EventKind.DELETED:
-            fired += [(watcher, WatchEvent(kind, path)) for watcher in self._children.pop(path, ())]
+            for watcher in self._children.pop(path, ()):
+                _call(watcher, WatchEvent(kind, path))
         if kind is not EventKind.CHANGED:
             parent, _ = parent_and_name(path)
-            event = WatchEvent(EventKind.CHILDREN, parent)
-            fired += [(watcher, event) for watcher in self._children.pop(parent, ())]
-        for watcher, event in fired:
-            _call(watcher, event)
+            self.fire_children(parent)
+
+    def fire_children(self, path: str) -> None:
+        """A child of `path` came or went."""
+        for watcher in self._children.pop(path, ()):
+            _call(watcher, WatchEvent(EventKind.CHILDREN, path))
 
     def fire_all(self, kind: EventKind | None = None) -> None:
         """Fire every watch: with `kind`, or else as if what it watches had changed."""
