@@ -9,13 +9,16 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bkctl.cli.options import GlobalOptions, global_options
 from bkctl.errors import BadInputError, CorruptDataError, NotFoundError, RefusedError
+
+if TYPE_CHECKING:
+    from bkctl.metadata.store import MetadataStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -137,3 +140,15 @@ def metadata_uri_to_change() -> str:
             f"cluster '{context.name or context.metadata_uri}' is read-only here; nothing was changed"
         )
     return context.metadata_uri
+
+
+@contextlib.asynccontextmanager
+async def metadata_store(uri: str, *, create: bool = False) -> "AsyncIterator[MetadataStore]":
+    """An open session with the store, closed at the end."""
+    from bkctl.metadata.store import MetadataStore
+
+    store = await MetadataStore.open(uri, create=create)
+    try:
+        yield store
+    finally:
+        await store.close()

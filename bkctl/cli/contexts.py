@@ -56,9 +56,9 @@ def add_context(
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a context of this name.")] = False,
 ) -> None:
     """Remember a cluster; the first one becomes the current one."""
-    from bkctl.formats.service_uri import parse_service_uri
+    from bkctl.formats import service_uri
 
-    parse_service_uri(uri)
+    service_uri.parse(uri)
     with changed_contexts() as contexts:
         if name in contexts.by_name and not replace:
             raise ConflictError(f"there is already a context '{name}'; add --replace to overwrite it")

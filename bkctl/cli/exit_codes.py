@@ -35,6 +35,7 @@ _BY_CLASS: dict[type[Exception], ExitCode] = {
     errors.MetadataUnreachableError: ExitCode.UNREACHABLE,
     errors.MetadataLostError: ExitCode.UNREACHABLE,
     errors.NoNodeError: ExitCode.NOT_FOUND,
+    errors.NoClusterError: ExitCode.NOT_FOUND,
     errors.NodeExistsError: ExitCode.CONFLICT,
     errors.BadVersionError: ExitCode.CONFLICT,
     errors.NotEmptyError: ExitCode.CONFLICT,

@@ -81,13 +81,9 @@ def emit(
 
 def format_bytes(count: int) -> str:
     """1536 -> '1.5 KiB'; for tables only."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "PiB"
+    size, unit, larger_units = float(count), "B", ["PiB", "TiB", "GiB", "MiB", "KiB"]
+    while abs(size) >= 1024 and larger_units:
+        size, unit = size / 1024, larger_units.pop()
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
 
 

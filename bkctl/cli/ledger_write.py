@@ -1,0 +1,301 @@
+"""`bkctl ledger write`: a stream of entries into a ledger, and out to the bookies in batches.
+
+Memory is bounded: input is read only while the writer has room (its limits of outstanding entries
+and bytes), a chunk at a time.
+"""
+
+import os
+import stat
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from bkctl.cli import confirm
+from bkctl.cli.arguments import (
+    AckQuorumSize,
+    CustomMetadata,
+    Digest,
+    EnsembleSize,
+    PasswordFile,
+    WriteQuorumSize,
+    chosen_replication,
+    parse_custom_metadata,
+    parse_digest,
+    parse_ledger_id,
+    read_password,
+)
+from bkctl.cli.context import metadata_uri_to_change
+from bkctl.cli.entry_framing import Cutter, Framing, LengthCutter, LineCutter
+from bkctl.cli.render import Column, Row, emit, format_bytes
+from bkctl.errors import BadInputError, BkctlError
+from bkctl.types import INVALID_ENTRY_ID, DigestType, EntryId, LedgerId
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bkctl.client.bookkeeper import BookKeeper
+    from bkctl.client.writer import LedgerWriter
+
+_CHUNK_BYTES = 256 * 1024
+_ENTRY_BYTES_MAX = 5 * 1024 * 1024 - 128  # what fits a bookie's frame, with header and digest
+
+
+@dataclass(frozen=True, slots=True)
+class NewLedger:
+    """What the flags of `ledger create` and `ledger write` say; None: choose."""
+
+    ensemble: int | None
+    write_quorum: int | None
+    ack_quorum: int | None
+    digest_type: DigestType
+    custom_metadata: dict[str, bytes]
+    ledger_id: LedgerId | None
+    password: bytes
+
+    @classmethod
+    def parse(
+        cls,
+        ensemble: int | None,
+        write_quorum: int | None,
+        ack_quorum: int | None,
+        digest: str,
+        meta: list[str] | None,
+        ledger_id: str | None,
+        password: bytes,
+    ) -> "NewLedger":
+        """Raises BadInputError."""
+        return cls(
+            ensemble,
+            write_quorum,
+            ack_quorum,
+            parse_digest(digest),
+            parse_custom_metadata(meta),
+            None if ledger_id is None else parse_ledger_id(ledger_id),
+            password,
+        )
+
+    async def create(self, client: "BookKeeper") -> "LedgerWriter":
+        writable = len(await client.metadata.registration.writable())
+        sizes = chosen_replication(self.ensemble, self.write_quorum, self.ack_quorum, writable)
+        return await client.create_ledger(
+            ensemble_size=sizes.ensemble_size,
+            write_quorum_size=sizes.write_quorum_size,
+            ack_quorum_size=sizes.ack_quorum_size,
+            digest_type=self.digest_type,
+            password=self.password,
+            custom_metadata=self.custom_metadata,
+            ledger_id=self.ledger_id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Where entries come from: stdin cut by `framing`, or one file per entry."""
+
+    framing: Framing
+    files: tuple[Path, ...]
+
+    async def batches(self) -> AsyncIterator[list[bytes]]:
+        """Raises BadInputError for what cannot be cut or is too large."""
+        if self.framing is Framing.FILE:
+            for path in self.files:
+                yield [_read_entry(path)]
+            return
+        cutter: Cutter = (LineCutter if self.framing is Framing.LINE else LengthCutter)(_ENTRY_BYTES_MAX)
+        async for chunk in _chunks(sys.stdin.fileno()):
+            if entries := cutter.feed(chunk):
+                yield entries
+        if entries := cutter.finish():
+            yield entries
+
+
+def write(
+    ledger: Annotated[
+        str | None,
+        typer.Argument(metavar="[LEDGER]", help="An open, empty ledger; else a new one is created."),
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="With --entry-per file: the entries.")
+    ] = None,
+    ensemble: EnsembleSize = None,
+    write_quorum: WriteQuorumSize = None,
+    ack_quorum: AckQuorumSize = None,
+    digest: Digest = "crc32c",
+    meta: CustomMetadata = None,
+    new_id: Annotated[
+        str | None, typer.Option("--id", metavar="LEDGER", help="Id of the new ledger.")
+    ] = None,
+    entry_per: Annotated[
+        Framing,
+        typer.Option(
+            "--entry-per",
+            metavar="line|len|file",
+            help="line: lines of stdin, without their newline; len: frames of stdin with a 4-byte big-endian "
+            "length; file: each FILE is one entry.",
+        ),
+    ] = Framing.LINE,
+    keep_open: Annotated[
+        bool, typer.Option("--keep-open", help="Leave the ledger open; only recovery can close it then.")
+    ] = False,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Print the id of each entry, as a line of JSON, once it is stored.")
+    ] = False,
+    password_file: PasswordFile = None,
+) -> None:
+    """Write entries from stdin (or files) to a new ledger, and close it.
+
+    A ledger has one writer, so a closed ledger, or one with entries, cannot be written to.
+    """
+    from bkctl.cli.event_loop import run
+
+    wanted = NewLedger.parse(
+        ensemble, write_quorum, ack_quorum, digest, meta, new_id, read_password(password_file)
+    )
+    words = [*([ledger] if ledger is not None else []), *(files or [])]
+    if entry_per is Framing.NONE:
+        raise BadInputError("entries cannot be told apart with --entry-per none; take line or len")
+    if entry_per is Framing.FILE:
+        source, existing = Input(entry_per, tuple(Path(word) for word in words)), None
+        if not words:
+            raise BadInputError("which files? --entry-per file takes them as arguments")
+    else:
+        if len(words) > 1:
+            raise BadInputError(f"'{words[1]}' is one argument too many; files go with --entry-per file")
+        source, existing = Input(entry_per, ()), None if ledger is None else parse_ledger_id(ledger)
+    if existing is not None and new_id is not None:
+        raise BadInputError("--id is for a new ledger; leave it away, or the argument")
+    uri = metadata_uri_to_change()
+    row = run(_write(uri, wanted, existing, source, keep_open, sys.stdout if ids else None), busy=True)
+    if not ids:
+        emit("LedgerWrite", [row], _COLUMNS)
+
+
+_COLUMNS = [
+    Column("ledger_id"),
+    Column("state"),
+    Column("entries"),
+    Column("first_entry_id"),
+    Column("last_entry_id"),
+    Column("last_add_confirmed"),
+    Column("payload_bytes", text=format_bytes),
+]
+
+
+class EntryAppender:
+    """Appends batches, with as many outstanding as the writer allows, and counts what is stored."""
+
+    def __init__(self, writer: "LedgerWriter", ids: TextIO | None) -> None:
+        self._writer = writer
+        self._ids = ids
+        self._outstanding: deque[asyncio.Future[tuple[EntryId, EntryId]]] = deque()
+        self.first = INVALID_ENTRY_ID
+        self.last = INVALID_ENTRY_ID
+        self.entries = 0
+
+    async def append(self, payloads: list[bytes]) -> None:
+        """Raises what an earlier batch failed with."""
+        await self._writer.wait_writable()
+        self._outstanding.append(self._writer.append_many(payloads))
+        while self._outstanding and self._outstanding[0].done():
+            self._stored(*self._outstanding.popleft().result())
+
+    async def finish(self) -> None:
+        """Wait until all is stored. Raises what a batch failed with."""
+        while self._outstanding:
+            self._stored(*await self._outstanding.popleft())
+
+    def abandon(self) -> None:
+        """Nobody asks for the rest; its outcomes are all the same error."""
+        for future in self._outstanding:
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _stored(self, first: EntryId, last: EntryId) -> None:
+        if self.first == INVALID_ENTRY_ID:
+            self.first = first
+        self.last = last
+        self.entries += last - first + 1
+        if self._ids is not None:
+            self._ids.writelines(f'{{"entry_id":{entry_id}}}\n' for entry_id in range(first, last + 1))
+
+
+async def _write(
+    uri: str, wanted: NewLedger, existing: LedgerId | None, source: Input, keep_open: bool, ids: TextIO | None
+) -> Row:
+    from bkctl.client.bookkeeper import BookKeeper
+
+    async with await BookKeeper.connect(uri) as client:
+        if existing is None:
+            writer = await wanted.create(client)
+        else:
+            writer = await _writer_of_empty(client, existing, wanted.password)
+        appender = EntryAppender(writer, ids)
+        try:
+            async for payloads in source.batches():
+                await appender.append(payloads)
+            await appender.finish()
+        except BaseException as error:
+            appender.abandon()
+            confirm.note(
+                f"ledger {writer.ledger_id}: stored up to entry {writer.last_add_confirmed} before it stopped"
+            )
+            if not isinstance(error, BkctlError) or isinstance(error, BadInputError):
+                await writer.close()  # ours to end: what was written stays readable
+            raise
+        if not keep_open:
+            await writer.close()
+        return {
+            "ledger_id": writer.ledger_id,
+            "state": writer.metadata.state.name,
+            "entries": appender.entries,
+            "first_entry_id": appender.first,
+            "last_entry_id": appender.last,
+            "last_add_confirmed": writer.last_add_confirmed,
+            "payload_bytes": writer.length,
+        }
+
+
+async def _chunks(descriptor: int) -> AsyncIterator[bytes]:
+    """What can be read there, as it comes."""
+    import asyncio
+
+    waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    while True:
+        if waits:
+            try:
+                await _readable(descriptor)
+            except PermissionError:
+                waits = False  # /dev/null and the like never wait
+        await asyncio.sleep(0)  # let the bookies' answers in
+        chunk = os.read(descriptor, _CHUNK_BYTES)
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait for something to read. Raises PermissionError where waiting makes no sense."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_reader(descriptor, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _read_entry(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            payload = file.read(_ENTRY_BYTES_MAX + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
+    if len(payload) > _ENTRY_BYTES_MAX:
+        raise BadInputError(f"{path} is larger than {_ENTRY_BYTES_MAX} bytes, the most an entry holds")
+    return payload
