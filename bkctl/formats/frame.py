@@ -51,12 +51,18 @@ class FrameCutter:
                 field is there; the stream cannot be cut any further.
         """
         buffer = self.gather(chunk)
-        return self.cut_from(buffer, 0) if buffer else []
+        bodies: list[bytes] = []
+        start = 0
+        while end := self.frame_end(buffer, start):
+            bodies.append(buffer[start + LENGTH_BYTES : end])
+            start = end
+        self.keep(buffer, start)
+        return bodies
 
     def gather(self, chunk: bytes) -> bytes:
         """What is pending and `chunk` as one buffer; b"" while no frame can be complete.
 
-        For callers with a faster way to take the first frames; they give the rest to `cut_from`.
+        With `frame_end` and `keep` for a caller that takes frames out of the buffer by itself.
         """
         if not self._chunks and len(chunk) >= LENGTH_BYTES:
             return chunk
@@ -67,32 +73,30 @@ class FrameCutter:
         buffer = b"".join(self._chunks)
         self._chunks.clear()
         self._pending_bytes = 0
+        self._wanted_bytes = LENGTH_BYTES
         return buffer
 
-    def cut_from(self, buffer: bytes, offset: int) -> list[bytes]:
-        """Bodies of the frames of `buffer` from `offset` on; keeps what is left over.
+    def frame_end(self, buffer: bytes, start: int) -> int:
+        """Where the frame that starts at `start` ends; 0 if the buffer ends first.
 
         Raises:
             CorruptDataError: as `cut`.
         """
-        bodies: list[bytes] = []
-        unpack_length = LENGTH.unpack_from
-        end = len(buffer)
-        wanted = LENGTH_BYTES
-        while end - offset >= LENGTH_BYTES:
-            (length,) = unpack_length(buffer, offset)
-            if not 0 <= length <= self._body_bytes_max:
-                raise CorruptDataError(
-                    f"frame of {length} bytes: the limit is {self._body_bytes_max} without the length field"
-                )
-            after = offset + LENGTH_BYTES + length
-            if after > end:
-                wanted = after - offset
-                break
-            bodies.append(buffer[offset + LENGTH_BYTES : after])
-            offset = after
-        if offset < end:
-            self._chunks.append(buffer[offset:])
-        self._pending_bytes = end - offset
-        self._wanted_bytes = wanted
-        return bodies
+        available = len(buffer) - start
+        if available < LENGTH_BYTES:
+            return 0
+        length: int = LENGTH.unpack_from(buffer, start)[0]
+        if not 0 <= length <= self._body_bytes_max:
+            raise CorruptDataError(
+                f"frame of {length} bytes: the limit is {self._body_bytes_max} without the length field"
+            )
+        if LENGTH_BYTES + length > available:
+            self._wanted_bytes = LENGTH_BYTES + length
+            return 0
+        return start + LENGTH_BYTES + length
+
+    def keep(self, buffer: bytes, start: int) -> None:
+        """Holds what `frame_end` found incomplete at `start` until the next chunk."""
+        if start < len(buffer):
+            self._chunks.append(buffer[start:])
+            self._pending_bytes = len(buffer) - start
