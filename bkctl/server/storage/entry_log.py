@@ -26,7 +26,6 @@ SIZE_BYTES_MAX = 1 << 30  # the largest logSizeLimit that upstream allows
 _WRITE_RECORDS = 4096  # records per write: bounds what is held in lists
 _OPEN_FILES_MAX = 64
 _ENTRY_GUESS_BYTES = 4096  # read for an entry of unknown size
-_READ_AHEAD_ENTRIES = 100  # upstream's dbStorage_readAheadCacheBatchSize
 _AFTER_ANY_ENTRY = b"\x7f" + b"\xff" * 7  # as the second half of an entry key
 
 
@@ -162,13 +161,13 @@ class EntryLogReader:
 
     def entry(self, wanted: Wanted) -> bytes:
         """Raises OSError: the log cannot be read. CorruptDataError: the entry is not at its place."""
-        (entry,), _ = self.near_entries([wanted], read_ahead_bytes=0)
+        (entry,), _ = self.near_entries([wanted], read_ahead_bytes=0, read_ahead_count=0)
         if isinstance(entry, Exception):
             raise entry
         return entry
 
     def near_entries(
-        self, wanted: Sequence[Wanted], *, read_ahead_bytes: int
+        self, wanted: Sequence[Wanted], *, read_ahead_bytes: int, read_ahead_count: int
     ) -> tuple[list[bytes | Exception], dict[bytes, bytes]]:
         """Entries of one log, ascending and close together, with one read.
 
@@ -198,7 +197,7 @@ class EntryLogReader:
                 entries.append(exc)
         if not read_ahead_bytes:
             return entries, {}
-        return entries, fmt.unpack_following(window, end, ledger_id, entry_id, _READ_AHEAD_ENTRIES)
+        return entries, fmt.unpack_following(window, end, ledger_id, entry_id, read_ahead_count)
 
     def scan(self, log_id: int) -> Iterator[fmt.ScannedEntry]:
         """Every entry of a log; raises OSError, CorruptDataError as formats.entry_log.scan does."""
