@@ -230,7 +230,7 @@ class ZooKeeperTree(SessionTree):
             for ancestor in ancestors(path):
                 try:
                     await self._create(ancestor)
-                except NodeExistsError:
+                except (NodeExistsError, NoNodeError):
                     pass
         raise NoNodeError(f"the parents of {path} are deleted as fast as they are made")
 
