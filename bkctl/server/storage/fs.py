@@ -48,6 +48,9 @@ class Fs(Protocol):
 
     def fsync(self, fd: int) -> None: ...
 
+    def drop_cached(self, fd: int, offset: int, size_bytes: int) -> None:
+        """Tell the kernel that these synced bytes will not be read soon."""
+
     def fsync_dir(self, path: Path) -> None:
         """Make creations, renames and deletions in the directory `path` durable."""
 
@@ -117,6 +120,9 @@ class OsFs:
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def drop_cached(self, fd: int, offset: int, size_bytes: int) -> None:
+        os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
 
     def fsync_dir(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

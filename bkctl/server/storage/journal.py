@@ -46,8 +46,14 @@ _MIB = 1024 * 1024
 _ZEROED_GROUP_BYTES_MAX = 256 * 1024
 _ZEROS = bytes(4 * _MIB)
 
-# Below this mean size of a part, joining the parts costs less than passing each to the kernel.
-_JOINED_PART_BYTES_MAX = 4096
+# More parts than one system call takes are joined: beside a busy event loop each further call waits
+# for the interpreter's lock. Fewer are not: passing 512 parts of 1 KiB costs 36 us, joining them 33 us.
+_PARTS_MAX = 1024
+
+# Synced pages are dropped from the page cache, which nobody reads. A file that grows over fresh pages
+# took 1.31 us CPU per KiB (groups of 4 MiB: 545 MB/s, p99 22 ms); with pages recycled this way 0.35 us
+# (1,391 MB/s, p99 4.7 ms). Upstream: journalRemoveFromPageCache.
+_CACHED_BYTES_MAX = 8 * _MIB
 
 _READ_BYTES = 4 * _MIB  # replay reads that much at a time
 
@@ -89,6 +95,7 @@ class _JournalFile:
         self.journal_id = journal_id
         self.position = len(header)
         self._reserved = self.position  # beyond it the file has no blocks yet
+        self._cached_from = 0
         self._reserve(1)
         fs.fsync(self._fd)
         fs.fsync_dir(settings.directory)
@@ -106,13 +113,19 @@ class _JournalFile:
             parts.append(padding)
             size_bytes += len(padding)
         self._reserve(size_bytes)
-        if size_bytes < _JOINED_PART_BYTES_MAX * len(parts):
+        if len(parts) > _PARTS_MAX:
             parts = [b"".join(parts)]
         self._fs.write_all(self._fd, parts, self.position)
         self.position += size_bytes
 
     def sync(self) -> None:
         self._fs.fdatasync(self._fd)
+
+    def drop_cached(self) -> None:
+        """After a sync: spare the page cache what is behind."""
+        if self.position - self._cached_from >= _CACHED_BYTES_MAX:
+            self._fs.drop_cached(self._fd, self._cached_from, self.position - self._cached_from)
+            self._cached_from = self.position
 
     def close(self) -> None:
         self._fs.close(self._fd)
@@ -277,6 +290,8 @@ class Journal:
             self._mark = self._file.mark
         self._done_bytes += size_bytes
         self._completed(late)
+        if not self._unsynced:
+            self._file.drop_cached()
         if full and not last:
             self._file.close()
             self._open_file(self._file.journal_id + 1)
