@@ -60,7 +60,8 @@ async def _serve(settings: BookieSettings) -> int:
         gc.collect()
         gc.freeze()  # what is alive now lives as long as the bookie
         print(f"ready {server.bookie_id} at {server.address}", flush=True)
-        await asyncio.wait([server.failed, stopping], return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[object]] = {server.failed, stopping}  # type: ignore[arg-type]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         failed = server.failed.done()
         await server.stop()
         return EXIT_BOOKIE if failed else 0

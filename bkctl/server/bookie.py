@@ -75,7 +75,6 @@ class Bookie:
         self._paused: set[Peer] = set()
         self._fencing: dict[int, list[Callable[[], None]]] = {}  # ledger id -> who waits for its fence record
         self.entries_added = 0
-        self.bytes_added = 0
 
     # -- admission -------------------------------------------------------------------------------
 
@@ -95,11 +94,11 @@ class Bookie:
             raise IncorrectParameterError(f"negative ledger id {ledger_id}")
         descriptor = self.storage.ledger(ledger_id)
         if descriptor is None:
-            return self.storage.create_ledger(ledger_id, master_key)
+            return self.storage.directory_for(ledger_id).create_ledger(ledger_id, master_key)
         if descriptor.master_key != master_key:
             if any(descriptor.master_key):
                 raise UnauthorizedAccessError(f"wrong master key for ledger {ledger_id}")
-            self.storage.set_master_key(descriptor, master_key)  # a rebuilt index knows no keys
+            descriptor.directory.set_master_key(descriptor, master_key)  # a rebuilt index knows no keys
         return descriptor
 
     def _writable(
@@ -136,18 +135,20 @@ class Bookie:
             recovery=bool(header & _RECOVERY_ADD),
             high_priority=bool(header & _HIGH_PRIORITY),
         )
+        if buffer[position + _ENTRY_ID_AT] & 0x80:
+            raise IncorrectParameterError("negative entry id")
         cache = descriptor.directory.active
+        if not cache.has_room(length - 20):  # the record: the frame without header and master key
+            self._wait_for_room(peer, descriptor, length - 20)
+            return position
         start = cache.used
         run = take_add_run(buffer, view, position, end, owner, header, cache.view, start, cache.index)
         keys = run.keys
-        if not keys:
-            if buffer[position + _ENTRY_ID_AT] & 0x80:
-                raise IncorrectParameterError("negative entry id")
-            self._wait_for_room(peer, descriptor, length - 24)
-            return position
         cache.used = run.used
-        last = int.from_bytes(max(keys)[8:], "big")
-        self._note(descriptor, last, run.lac_max, len(keys))
+        last_entry = cache.last_entry
+        last_entry[ledger_id] = max(int.from_bytes(max(keys)[8:], "big"), last_entry.get(ledger_id, -1))
+        self.entries_added += len(keys)
+        self.raise_lac(descriptor, run.lac_max)
         records = cache.view[start : run.used]
         self._journal(descriptor, (records,), (peer, add_responses(header, keys)))
         self._watch_bounds(peer, descriptor)
@@ -175,31 +176,21 @@ class Bookie:
         if entry_id < 0:
             raise IncorrectParameterError(f"negative entry id {entry_id}")
         descriptor = self._writable(ledger_id, master_key, recovery=recovery, high_priority=high_priority)
-        record = len(entry).to_bytes(4, "big") + entry
         cache = descriptor.directory.active
-        start, top = cache.used, cache.used + len(record)
-        if top > cache.capacity:
-            self._wait_for_room(peer, descriptor, len(entry))
+        start = cache.used
+        if not cache.put(ledger_id, entry_id, entry):
+            self._wait_for_room(peer, descriptor, len(entry) + 4)
             return False
-        cache.view[start:top] = record
-        cache.index[entry[:16]] = start
-        cache.used = top
-        self._note(descriptor, entry_id, lac, 1)
+        self.entries_added += 1
+        self.raise_lac(descriptor, lac)
         self._journal(
-            descriptor, (cache.view[start:top],), (peer, response), deferred=deferred_sync and not recovery
+            descriptor,
+            (cache.view[start : cache.used],),
+            (peer, response),
+            deferred=deferred_sync and not recovery,
         )
         self._watch_bounds(peer, descriptor)
         return True
-
-    def _note(self, descriptor: LedgerDescriptor, last_entry_id: int, lac: int, count: int) -> None:
-        last_entry = descriptor.directory.active.last_entry
-        ledger_id = descriptor.ledger_id
-        if last_entry_id > last_entry.get(ledger_id, -1):
-            last_entry[ledger_id] = last_entry_id
-            if descriptor.last_entry_id is not None and last_entry_id > descriptor.last_entry_id:
-                descriptor.last_entry_id = last_entry_id
-        self.entries_added += count
-        self.raise_lac(descriptor, lac)
 
     def raise_lac(self, descriptor: LedgerDescriptor, lac: int) -> None:
         if descriptor.max_lac is None or lac > descriptor.max_lac:
@@ -224,9 +215,9 @@ class Bookie:
 
     # -- bounds ----------------------------------------------------------------------------------
 
-    def _wait_for_room(self, peer: Peer, descriptor: LedgerDescriptor, entry_bytes: int) -> None:
-        if entry_bytes + 4 > descriptor.directory.active.capacity:
-            raise IncorrectParameterError(f"an entry of {entry_bytes} bytes does not fit the write cache")
+    def _wait_for_room(self, peer: Peer, descriptor: LedgerDescriptor, record_bytes: int) -> None:
+        if record_bytes > descriptor.directory.active.capacity:
+            raise IncorrectParameterError(f"a record of {record_bytes} bytes does not fit the write cache")
         self._paused.add(peer)
         peer.pause()
         self._request_checkpoint()
@@ -273,7 +264,7 @@ class Bookie:
         elif descriptor.fenced:
             then()
         else:
-            self.storage.set_fenced(descriptor)
+            descriptor.directory.set_fenced(descriptor)
             self._fencing[ledger_id] = [then]
             record = journal_format.fence_record(ledger_id)
             self._journal(descriptor, (record,), (None, lambda: self._fence_durable(ledger_id)))
@@ -295,7 +286,7 @@ class Bookie:
         if self.read_only:
             raise WriteOnReadOnlyBookieError("this bookie is read-only")
         descriptor = self._opened(ledger_id, master_key)
-        self.storage.set_explicit_lac(descriptor, body)
+        descriptor.directory.set_explicit_lac(descriptor, body)
         self._journal(descriptor, (journal_format.explicit_lac_record(ledger_id, body),), (None, then))
         self.raise_lac(descriptor, lac)
 

@@ -15,6 +15,7 @@ from bkctl.errors import BookieStartError, CorruptDataError
 from bkctl.formats import bookie_id as bookie_id_format
 from bkctl.formats import cookie as cookie_format
 from bkctl.formats.cookie import Cookie
+from bkctl.metadata.cluster import read_instance_id
 from bkctl.metadata.store import MetadataStore
 from bkctl.types import Address, BookieId
 
@@ -104,7 +105,7 @@ async def check_cookies(settings: BookieSettings, bookie_id: BookieId, store: Me
         bookie_id,
         settings.journal_directories,
         settings.ledger_directories,
-        await store.instance_id(),
+        await read_instance_id(store.tree, store.root),
         settings.index_directories,
     )
     everywhere = list(

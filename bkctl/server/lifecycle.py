@@ -15,12 +15,12 @@ import os
 import socket
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from bkctl.config import MIB, BookieSettings
-from bkctl.errors import BookieStartError, MetadataStoreError, NodeExistsError
+from bkctl.errors import BookieStartError, MetadataStoreError
 from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
-from bkctl.metadata.api import SessionState
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
 from bkctl.server.bookie import Bookie
@@ -37,8 +37,6 @@ from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
 from bkctl.types import Address, BookieId
 
 log = logging.getLogger(__name__)
-
-_REGISTER_RETRY_MS = 1000
 
 
 class BookieServer:
@@ -90,7 +88,6 @@ class BookieServer:
         self._exits.push_async_callback(self.listener.close)
         await self._register()
         self._exits.push_async_callback(self._unregister)
-        self._store.tree.on_session(self._session_changed)
         self._spawn(self._checkpoint_regularly())
         self._spawn(self._watch_disks())
 
@@ -102,7 +99,7 @@ class BookieServer:
             return socket.create_server((host, settings.port), backlog=1024)
         except OSError as error:
             raise BookieStartError(
-                f"port {settings.port} cannot be used: {error.strerror}; stop what listens there or set bookiePort",
+                f"port {settings.port} cannot be used: {error.strerror}; stop its owner or set bookiePort",
                 2,
             ) from error
 
@@ -123,8 +120,10 @@ class BookieServer:
         count = len(settings.ledger_directories)
         self.storage = LedgerStorage(
             StorageSettings(
-                ledger_directories=settings.ledger_directories,
-                index_directories=settings.index_directories or settings.ledger_directories,
+                ledger_directories=[Path(d) for d in settings.ledger_directories],
+                index_directories=[
+                    Path(d) for d in settings.index_directories or settings.ledger_directories
+                ],
                 write_cache_bytes=settings.write_cache_mib * MIB // count,
                 read_cache_bytes=settings.read_cache_mib * MIB // count,
                 read_ahead_count=settings.read_ahead_count,
@@ -135,33 +134,13 @@ class BookieServer:
         self.storage.open()
         self._exits.callback(self.storage.close)
         loop = asyncio.get_running_loop()
-        ledger_currents = [str(p) for p in current_directories(settings.ledger_directories)]
-        journal_currents = [str(p) for p in current_directories(settings.journal_directories)]
+        journal_currents = current_directories(settings.journal_directories)
         journals = []
         for number, directory in enumerate(journal_currents):
-            mark = read_last_marks(self._fs, ledger_currents, number, len(journal_currents))
-            started_ns = time.monotonic_ns()
-            records = 0
-            for batch in replay(directory, self._fs, mark, skip_invalid=settings.journal_skip_invalid):
-                self.storage.replay(batch)
-                records += len(batch)
-            log.info(
-                "replayed %d records of %s in %d ms",
-                records,
-                directory,
-                (time.monotonic_ns() - started_ns) // 10**6,
-            )
+            self._replay(directory, number, len(journal_currents))
             journals.append(
                 Journal(
-                    JournalSettings(
-                        directory=directory,
-                        size_bytes_max=settings.journal_size_mib_max * MIB,
-                        preallocate_bytes=settings.journal_preallocate_mib * MIB,
-                        alignment_bytes=settings.journal_alignment_bytes,
-                        backups_max=settings.journal_backups_max,
-                        sync_data=settings.journal_sync,
-                        write_format=settings.journal_format,
-                    ),
+                    self._journal_settings(directory),
                     self._fs,
                     completed=lambda tokens: loop.call_soon_threadsafe(self.bookie.completed, tokens),
                     failed=lambda error: loop.call_soon_threadsafe(self._fail, error),
@@ -173,6 +152,29 @@ class BookieServer:
             self._exits.callback(journal.stop)
         self._checkpointer = Checkpointer(self.storage, journals, self._fs)
         return journals
+
+    def _replay(self, directory: Path, number: int, count: int) -> None:
+        """Take over what journal `number` of `count` holds behind its mark."""
+        mark = read_last_marks(self._fs, self.storage.current_directories, number, count)
+        started_ns = time.monotonic_ns()
+        records = 0
+        for batch in replay(directory, self._fs, mark, skip_invalid=self._settings.journal_skip_invalid):
+            self.storage.replay(batch)
+            records += len(batch)
+        took_ms = (time.monotonic_ns() - started_ns) // 10**6
+        log.info("replayed %d records of %s in %d ms", records, directory, took_ms)
+
+    def _journal_settings(self, directory: Path) -> JournalSettings:
+        settings = self._settings
+        return JournalSettings(
+            directory=directory,
+            size_bytes_max=settings.journal_size_mib_max * MIB,
+            preallocate_bytes=settings.journal_preallocate_mib * MIB,
+            alignment_bytes=settings.journal_alignment_bytes,
+            backups_max=settings.journal_backups_max,
+            sync_data=settings.journal_sync,
+            write_format=settings.journal_format,
+        )
 
     def _serve(self, journals: list[Journal]) -> None:
         settings = self._settings
@@ -203,35 +205,14 @@ class BookieServer:
     async def _register(self) -> None:
         address = self.address
         info = BookieServiceInfo((Endpoint("bookie", address.host, address.port, BOOKIE_RPC),))
-        self._registration = RegistrationManager(self._store.tree, self._store.root, self.bookie_id, info)
-        try:
-            await self._registration.register(readonly=self.bookie.read_only)
-        except NodeExistsError as error:
-            raise BookieStartError(
-                f"bookie {self.bookie_id} is registered by another live process; stop it or set bookieId", 4
-            ) from error
+        self._registration = RegistrationManager(self._store.tree, self._store.root, on_failure=self._fail)
+        await self._registration.register(self.bookie_id, info, readonly=self.bookie.read_only)
 
     async def _unregister(self) -> None:
-        with contextlib.suppress(MetadataStoreError):
+        try:
             await self._registration.unregister()
-
-    def _session_changed(self, state: SessionState) -> None:
-        log.warning("metadata session: %s", state.value)
-        if state is SessionState.LOST:
-            self._spawn(self._register_again())
-
-    async def _register_again(self) -> None:
-        """A lost session took the registration with it. Serving goes on: what is stored stays true."""
-        while True:
-            try:
-                await self._store.tree.reopen()
-                await self._registration.register(readonly=self.bookie.read_only)
-            except MetadataStoreError as error:
-                log.warning("cannot register again yet: %s", error)
-                await asyncio.sleep(_REGISTER_RETRY_MS / 1000)
-            else:
-                log.info("registered again as %s", self.bookie_id)
-                return
+        except MetadataStoreError as error:
+            log.warning("cannot unregister, the session's end will do it: %s", error)
 
     # -- while it runs ---------------------------------------------------------------------------
 
@@ -289,8 +270,10 @@ class BookieServer:
             return
         self.bookie.read_only = read_only
         log.warning("the bookie is now %s", "read-only" if read_only else "writable")
-        with contextlib.suppress(MetadataStoreError):
-            await self._registration.register(readonly=read_only)
+        try:
+            await (self._registration.to_readonly() if read_only else self._registration.to_writable())
+        except MetadataStoreError as error:
+            log.warning("cannot announce it yet, a new session will: %s", error)
 
     # -- down ------------------------------------------------------------------------------------
 
@@ -301,8 +284,7 @@ class BookieServer:
         clean = not self.failed.done()
         if clean:
             self.bookie.read_only = True
-            with contextlib.suppress(MetadataStoreError):
-                await self._registration.unregister()
+            await self._unregister()
             await self.listener.close()
             await self._checkpointer.checkpoint()
         await self._exits.aclose()

@@ -146,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
                 if not self._take_some():
                     break
         except CorruptDataError as error:
-            self.close(str(error))
+            self.refuse(str(error))
         finally:
             self._taking = False
 
@@ -188,7 +188,7 @@ class Listener:
     def _connection(self) -> Connection:
         connection = Connection(self._requests, self._frame_bytes_max, self.connections.discard)
         if len(self.connections) >= self._connections_max:
-            asyncio.get_running_loop().call_soon(connection.close, "too many connections")
+            asyncio.get_running_loop().call_soon(connection.refuse, "too many connections")
         self.connections.add(connection)
         return connection
 
@@ -197,6 +197,6 @@ class Listener:
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
-            connection.close("the bookie stops")
+            connection.drop()
         if self._server is not None:
             await self._server.wait_closed()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any
 
-from bkctl.errors import BookKeeperError, DataUnknownError, NoSuchEntryError, ReadError
+from bkctl.errors import BookKeeperError, CorruptDataError, DataUnknownError, NoSuchEntryError, ReadError
 from bkctl.formats.entry import HEADER as ENTRY_HEADER
 from bkctl.formats.request_v2 import READ_HEADER, ReadResponse
 from bkctl.formats.result_code import ResultCode, code_of_error
@@ -107,7 +107,7 @@ class Reads:
     def cached(self, descriptor: LedgerDescriptor, entry_id: int) -> bytes | None:
         """The entry if a cache has it. Raises NoSuchEntryError when the ledger is known to be empty."""
         if entry_id == LAST_ENTRY:
-            last = self._last_entry_id(descriptor)
+            last = _last_entry_id(descriptor)
             if last is None:
                 return None
             if last == LAST_ENTRY:
@@ -116,15 +116,6 @@ class Reads:
         elif entry_id < 0:
             raise absent(descriptor, entry_id)
         return descriptor.directory.cached_entry(descriptor.ledger_id, entry_id)
-
-    def _last_entry_id(self, descriptor: LedgerDescriptor) -> int | None:
-        """Highest entry id of index and caches; None: the index was not asked yet (trap T11)."""
-        known = descriptor.last_entry_id
-        return (
-            None
-            if known is None
-            else max(known, descriptor.directory.cached_last_entry(descriptor.ledger_id))
-        )
 
     # -- from disk -------------------------------------------------------------------------------
 
@@ -184,21 +175,15 @@ class Reads:
 
     async def last_entry_id(self, descriptor: LedgerDescriptor) -> int:
         """Highest entry id stored here, -1 if none. Raises ReadError."""
+        directory = descriptor.directory
         if descriptor.last_entry_id is None:
             loop = asyncio.get_running_loop()
-            directory = descriptor.directory
-            while True:
-                caches = directory.active
-                try:
-                    load = directory.load_last_entry_id
-                    loaded = await loop.run_in_executor(self._pool, load, descriptor.ledger_id)
-                except Exception as error:
-                    raise ReadError(f"last entry of ledger {descriptor.ledger_id}: {error}") from error
-                if caches is directory.active:  # else a flush may have carried an entry past us: look again
-                    break
-            if descriptor.last_entry_id is None:
-                descriptor.last_entry_id = max(loaded, directory.cached_last_entry(descriptor.ledger_id))
-        last = self._last_entry_id(descriptor)
+            load = directory.load_last_entry_id
+            try:
+                descriptor.last_entry_id = await loop.run_in_executor(self._pool, load, descriptor.ledger_id)
+            except (OSError, CorruptDataError) as error:
+                raise ReadError(f"last entry of ledger {descriptor.ledger_id}: {error}") from error
+        last = _last_entry_id(descriptor)
         assert last is not None
         return last
 
@@ -220,14 +205,14 @@ class Reads:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._pool, descriptor.directory.load_entry_ids, ledger_id)
-        except Exception as error:
+        except (OSError, CorruptDataError) as error:
             raise ReadError(f"entries of ledger {ledger_id}: {error}") from error
 
     async def fenced(self, ledger_id: int, master_key: bytes) -> None:
         """Fence the ledger; return once that is durable. Raises UnauthorizedAccessError."""
-        durable = asyncio.get_running_loop().create_future()
-        self._bookie.fence(ledger_id, master_key, lambda: durable.cancelled() or durable.set_result(None))
-        await durable
+        durable = asyncio.Event()
+        self._bookie.fence(ledger_id, master_key, durable.set)
+        await durable.wait()
 
     # -- batches ---------------------------------------------------------------------------------
 
@@ -258,6 +243,16 @@ class Reads:
             entries.append(entry)
         self.entries_read += len(entries)
         return entries
+
+
+def _last_entry_id(descriptor: LedgerDescriptor) -> int | None:
+    """Highest entry id of index and caches (trap T11); None: the index was not asked yet."""
+    indexed = descriptor.last_entry_id
+    return (
+        None
+        if indexed is None
+        else max(indexed, descriptor.directory.cached_last_entry(descriptor.ledger_id))
+    )
 
 
 def absent(descriptor: LedgerDescriptor, entry_id: int) -> BookKeeperError:

@@ -125,7 +125,8 @@ class Requests:
             answer(error)
 
     async def _batch_read(self, peer: "Connection", request: v2.BatchReadRequest) -> None:
-        rc, entries = 0, ()
+        rc = 0
+        entries: tuple[bytes, ...] = ()
         try:
             _check_version(request.version)
             if request.flags & v2.FENCING:
