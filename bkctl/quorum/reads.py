@@ -201,6 +201,11 @@ class RecoveryRead:
         self.error = first_error(self.error, error)
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the whole write set has answered."""
+        return not self._unanswered
+
+    @property
     def state(self) -> Recoverable:
         if self.body is not None:
             return Recoverable.FOUND

@@ -62,9 +62,11 @@ class RoundRobinSchedule:
 
     def covers_ensemble(self, answered: Collection[BookieIndex]) -> bool:
         """EC: whether no ack quorum of any entry fits into the members that did not answer."""
-        size = self.ensemble_size
-        for start in range(size):
-            window = ((start + i) % size for i in range(self.write_quorum_size))
-            if sum(index not in answered for index in window) >= self.ack_quorum_size:
-                return False
-        return True
+        return self.every_write_set_has(self.entry_coverage, answered)
+
+    def every_write_set_has(self, count: int, indexes: Collection[BookieIndex]) -> bool:
+        """Whether at least `count` of `indexes` are in the write set of every possible entry."""
+        return all(
+            sum(index in indexes for index in self.write_set(EntryId(entry_id))) >= count
+            for entry_id in range(self.ensemble_size)
+        )
