@@ -30,7 +30,7 @@ from bkctl.server.storage.write_cache import WriteCache
 
 _READ_SPAN_BYTES = 256 * 1024  # entries this close are read at once, if
 _READ_GAP_BYTES = 16 * 1024  # no gap between two of them is wider than this
-_READ_AHEAD_BYTES = 128 * 1024
+_EXPECTED_COUNT_MAX = 1024  # readers that are remembered
 
 
 class LedgerDescriptor:
@@ -105,7 +105,8 @@ class DirectoryStorage:
         self._locations = locations
         self._writer = EntryLogWriter(settings.ledger_dir, fs, log_bytes_max=settings.entry_log_bytes_max)
         self._reader = EntryLogReader(settings.ledger_dir, fs)
-        self._read_ahead_count = settings.read_ahead_count
+        self._read_ahead_max = settings.read_ahead_count
+        self._expected: set[tuple[int, int]] = set()  # (ledger id, entry id) behind what was read
         self._read_cache = ReadCache(settings.read_cache_bytes)
         self.ledgers = {id_: LedgerDescriptor(self, id_, data) for id_, data in ledgers.load().items()}
         arena_bytes = settings.write_cache_bytes // 2
@@ -216,34 +217,28 @@ class DirectoryStorage:
             return [exc] * len(wanted)
         results: list[bytes | Exception | None] = [None] * len(wanted)
         found = sorted(
-            (Wanted(location, *wanted[i]), i)
+            (location, i)
             for i, location in enumerate(locations)
             if location is not None and wanted[i][0] not in hidden
         )
         entries: dict[bytes, bytes] = {}
         for span in _spans(found):
-            near, following = self._reader.near_entries(
-                [item for item, _ in span],
-                read_ahead_bytes=self._read_ahead_bytes(span),
-                read_ahead_count=self._read_ahead_count,
-            )
-            for (_, i), entry in zip(span, near, strict=True):
+            near = [Wanted(location, *wanted[i]) for location, i in span]
+            loaded, ahead = self._reader.near_entries(near, read_ahead_count=self._read_ahead_count(near))
+            for (_, i), entry in zip(span, loaded, strict=True):
                 results[i] = entry
                 if isinstance(entry, bytes):
                     entries[keys[i]] = entry
-            entries.update(following)
+            entries.update(ahead)
+            self._expected.add((near[-1].ledger_id, near[-1].entry_id + len(ahead) + 1))
         self._read_cache.add(entries, epoch)
         return results
 
-    def _read_ahead_bytes(self, span: Sequence[tuple[Wanted, int]]) -> int:
-        """Read ahead once a reader goes forward: the entry before the last one was read, too."""
-        _, ledger_id, entry_id = span[-1][0]
-        if self._read_ahead_count == 0 or entry_id == 0:
-            return 0
-        before = len(span) > 1 and span[-2][0][1:] == (ledger_id, entry_id - 1)
-        if before or self._read_cache.get(fmt.entry_key(ledger_id, entry_id - 1)) is not None:
-            return _READ_AHEAD_BYTES
-        return 0
+    def _read_ahead_count(self, near: Sequence[Wanted]) -> int:
+        """Read ahead for a reader that goes on where the last read stopped."""
+        if len(self._expected) > _EXPECTED_COUNT_MAX:
+            self._expected.clear()
+        return self._read_ahead_max if (near[0].ledger_id, near[0].entry_id) in self._expected else 0
 
     def _pending_deletion(self, ledger_id: int) -> bool:
         """Whether the index still has entries of a ledger that was deleted."""
@@ -312,15 +307,15 @@ class DirectoryStorage:
         self._reader.close()
 
 
-def _spans(found: list[tuple[Wanted, int]]) -> Iterator[list[tuple[Wanted, int]]]:
-    """Cut ascending locations into groups that one read can fetch."""
+def _spans(found: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut ascending (location, index) pairs into groups that one read can fetch."""
     first = 0
     for i in range(1, len(found) + 1):
         if i < len(found):
-            location = found[i][0].location
-            near = location - found[i - 1][0].location <= _READ_GAP_BYTES
+            location = found[i][0]
+            near = location - found[i - 1][0] <= _READ_GAP_BYTES
             # Locations of two logs are at least 2**31 apart: logs end before that.
-            if near and location - found[first][0].location <= _READ_SPAN_BYTES:
+            if near and location - found[first][0] <= _READ_SPAN_BYTES:
                 continue
         yield found[first:i]
         first = i

@@ -26,6 +26,7 @@ SIZE_BYTES_MAX = 1 << 30  # the largest logSizeLimit that upstream allows
 _WRITE_RECORDS = 4096  # records per write: bounds what is held in lists
 _OPEN_FILES_MAX = 64
 _ENTRY_GUESS_BYTES = 4096  # read for an entry of unknown size
+_READ_AHEAD_BYTES = 128 * 1024  # instead, when the entries behind it are wanted too
 _AFTER_ANY_ENTRY = b"\x7f" + b"\xff" * 7  # as the second half of an entry key
 
 
@@ -161,31 +162,32 @@ class EntryLogReader:
 
     def entry(self, wanted: Wanted) -> bytes:
         """Raises OSError: the log cannot be read. CorruptDataError: the entry is not at its place."""
-        (entry,), _ = self.near_entries([wanted], read_ahead_bytes=0, read_ahead_count=0)
+        (entry,), _ = self.near_entries([wanted], read_ahead_count=0)
         if isinstance(entry, Exception):
             raise entry
         return entry
 
     def near_entries(
-        self, wanted: Sequence[Wanted], *, read_ahead_bytes: int, read_ahead_count: int
+        self, wanted: Sequence[Wanted], *, read_ahead_count: int
     ) -> tuple[list[bytes | Exception], dict[bytes, bytes]]:
         """Entries of one log, ascending and close together, with one read.
 
         Returns the entries, or why one cannot be had (OSError, CorruptDataError), and by their keys
-        the entries that follow the last one, as far as `read_ahead_bytes` show them.
+        up to `read_ahead_count` entries that follow the last one.
         """
+        guess_bytes = _READ_AHEAD_BYTES if read_ahead_count else _ENTRY_GUESS_BYTES
+        first_location = wanted[0].location
         try:
-            log_id, first = fmt.unpack_location(wanted[0].location)
+            log_id, position = fmt.unpack_location(first_location)
+            start = position - fmt.SIZE_BYTES
             file = self._file(log_id)
-            start = first - fmt.SIZE_BYTES
-            size_bytes = wanted[-1].location - wanted[0].location + _ENTRY_GUESS_BYTES + read_ahead_bytes
-            window = self._fs.read(file.fd, size_bytes, start)
+            window = self._fs.read(file.fd, wanted[-1].location - first_location + guess_bytes, start)
         except (OSError, CorruptDataError) as exc:
             return [exc] * len(wanted), {}
         entries: list[bytes | Exception] = []
         end = 0
         for location, ledger_id, entry_id in wanted:
-            at = location - wanted[0].location
+            at = location - first_location
             try:
                 size = fmt.unpack_entry_size(window, at, ledger_id, entry_id)
                 end = at + fmt.SIZE_BYTES + size
@@ -195,9 +197,7 @@ class EntryLogReader:
                     entries.append(self._large_entry(file, start + at + fmt.SIZE_BYTES, size))
             except (OSError, CorruptDataError) as exc:
                 entries.append(exc)
-        if not read_ahead_bytes:
-            return entries, {}
-        return entries, fmt.unpack_following(window, end, ledger_id, entry_id, read_ahead_count)
+        return entries, fmt.unpack_following(window, end, *wanted[-1][1:], read_ahead_count)
 
     def scan(self, log_id: int) -> Iterator[fmt.ScannedEntry]:
         """Every entry of a log; raises OSError, CorruptDataError as formats.entry_log.scan does."""

@@ -11,6 +11,7 @@ Source: spec storage section 7.1; upstream WriteCache.
 """
 
 import mmap
+from itertools import chain
 from struct import Struct
 
 from bkctl.formats.index import ENTRY_KEY_BYTES, entry_ids_of_keys, ledger_key
@@ -96,7 +97,7 @@ class WriteCache:
         runs = [sorted(unsorted[at : at + _SORT_KEYS]) for at in range(0, len(unsorted), _SORT_KEYS)]
         while len(runs) > 1:
             pairs = [runs[at : at + 2] for at in range(0, len(runs), 2)]
-            runs = [sorted([key for run in pair for key in run]) for pair in pairs]
+            runs = [sorted(chain.from_iterable(pair)) for pair in pairs]
         keys = runs[0] if runs else []
         index, view, unpack = self.index, self.view, _SIZE.unpack_from
         positions = [index[key] for key in keys]
