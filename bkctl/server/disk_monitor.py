@@ -22,7 +22,7 @@ class DiskSpace:
 
 def disk_space(directories: Sequence[str]) -> DiskSpace:
     """Raises OSError when a directory cannot be asked: its disk has failed."""
-    by_device = {}
+    by_device: dict[int, os.statvfs_result] = {}
     for directory in directories:
         by_device.setdefault(os.stat(directory).st_dev, os.statvfs(directory))
     sizes = [(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize) for s in by_device.values()]

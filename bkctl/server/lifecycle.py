@@ -14,7 +14,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bkctl.errors import BookieStartError, MetadataStoreError
 from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
-from bkctl.server.bookie import Bookie
+from bkctl.server.bookie import Bookie, Token
 from bkctl.server.disk_monitor import disk_space
 from bkctl.server.identity import bookie_address, bookie_id_of, check_cookies, current_directories
 from bkctl.server.listener import Listener
@@ -142,8 +143,8 @@ class BookieServer:
                 Journal(
                     self._journal_settings(directory),
                     self._fs,
-                    completed=lambda tokens: loop.call_soon_threadsafe(self.bookie.completed, tokens),
-                    failed=lambda error: loop.call_soon_threadsafe(self._fail, error),
+                    completed=partial(_on_loop, loop, self._completed),
+                    failed=partial(_on_loop, loop, self._fail),
                 )
             )
         self.storage.flush_all()
@@ -152,6 +153,9 @@ class BookieServer:
             self._exits.callback(journal.stop)
         self._checkpointer = Checkpointer(self.storage, journals, self._fs)
         return journals
+
+    def _completed(self, tokens: list[Token]) -> None:
+        self.bookie.completed(tokens)
 
     def _replay(self, directory: Path, number: int, count: int) -> None:
         """Take over what journal `number` of `count` holds behind its mark."""
@@ -291,3 +295,9 @@ class BookieServer:
         if clean:
             for current in current_directories(self._settings.ledger_directories):
                 (current / "DIRTY").unlink(missing_ok=True)
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], argument: Any) -> None:
+    """Hand a result of the journal's thread to the event loop, unless that has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, argument)

@@ -114,12 +114,15 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._go_on()
 
-    def close(self, reason: str) -> None:
-        """Drop the connection; what it asked and was not answered is lost to the peer."""
+    def refuse(self, reason: str) -> None:
+        """Drop the connection because of what it does."""
+        if self._transport is not None:
+            log.warning("closing a connection of %s: %s", self._transport.get_extra_info("peername"), reason)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close at once; what was asked and not answered is lost to the peer."""
         if not self.closed and self._transport is not None:
-            log.warning(
-                "closing the connection of %s: %s", self._transport.get_extra_info("peername"), reason
-            )
             self.closed = True
             self._transport.abort()
 
