@@ -101,15 +101,15 @@ def parse(schema: Schema, data: bytes) -> Message:
         raise CorruptDataError(f"text of {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are read")
     reader = _Reader(data)
     try:
-        message = _read_fields(reader, schema, end=b"", depth=0)
+        reader.advance()
+        return _read_fields(reader, schema, end=b"", depth=0)
     except CorruptDataError as exc:
         line = data.count(b"\n", 0, reader.offset) + 1
         raise CorruptDataError(f"line {line}: {exc}") from None
-    return message
 
 
 class _Reader:
-    """Tokens of `data`; the current one is `kind` and `token` (both empty at the end)."""
+    """Tokens of `data`; `advance` makes the next one current: `kind` and `token`, empty at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -117,7 +117,6 @@ class _Reader:
         self.offset = 0
         self.kind = ""
         self.token = b""
-        self.advance()
 
     def advance(self) -> None:
         blank = _BLANK.match(self._data, self._next_offset)

@@ -61,7 +61,7 @@ class LedgerManager:
             check_creatable(self._manager, ledger_id)
             return ledger_id, await self._create_at(ledger_id, metadata)
         while True:
-            new_id = await self._ids.next()
+            new_id = await self._next_id()
             try:
                 return new_id, await self._create_at(new_id, metadata)
             except LedgerExistsError:  # an explicit id, or the counter was reset
@@ -152,6 +152,14 @@ class LedgerManager:
 
     def _path(self, ledger_id: LedgerId) -> str:
         return ledger_path(self._root, self._manager, ledger_id)
+
+    async def _next_id(self) -> LedgerId:
+        for _ in range(1, _CREATE_ATTEMPTS):
+            try:
+                return await self._ids.next()
+            except MetadataUnreachableError:  # if a number was drawn, it is lost; there are enough
+                await asyncio.sleep(RETRY_DELAY_MS / 1000)
+        return await self._ids.next()
 
     async def _create_at(self, ledger_id: LedgerId, metadata: LedgerMetadata) -> Versioned[LedgerMetadata]:
         path, data = self._path(ledger_id), ledger_metadata.encode(metadata)
