@@ -124,8 +124,7 @@ class ClientConnectionV2:
         buffer = self._cutter.gather(chunk)
         start = 0
         while True:
-            run = _ADD_RUN.match(buffer, start)
-            if run is not None:
+            while run := _ADD_RUN.match(buffer, start):
                 _append_runs(events, buffer, start, run.end())
                 start = run.end()
             end = self._cutter.frame_end(buffer, start)
