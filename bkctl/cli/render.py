@@ -288,23 +288,23 @@ def _row_test(expression: str, known: Sequence[str]) -> Callable[[Row], bool]:
     match = re.fullmatch(r"\s*([\w -]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", expression, re.DOTALL)
     if match is None:
         raise BadInputError(f"cannot use filter '{expression}'; write COLUMN=value, !=, <, >, <=, >= or ~")
-    key, compare, wanted = _known_key(match[1], known), _COMPARISONS[match[2]], match[3]
-    as_text = match[2] == "~"
+    key, sign, wanted = _known_key(match[1], known), match[2], match[3]
+    compare = _COMPARISONS[sign]
 
     def test(row: Row) -> bool:
         value = row.get(key)
-        if isinstance(value, bool) or value is None or isinstance(value, list | tuple | Mapping) or as_text:
-            return compare(Column(key).cell(row) if value is not None else "", wanted)
-        if isinstance(value, int | float):
+        if value is None or not wanted:  # `length=` asks for rows without one
+            return sign in ("=", "!=") and compare("" if value is None else Column(key).cell(row), wanted)
+        if isinstance(value, int | float) and not isinstance(value, bool) and sign != "~":
             return compare(value, _number(wanted, expression))
-        return compare(value, wanted)
+        return compare(value if isinstance(value, str) else Column(key).cell(row), wanted)
 
     return test
 
 
 def _number(text: str, expression: str) -> float:
     try:
-        return int(text, 0) if re.fullmatch(r"-?(0x)?[0-9a-fA-F]+", text) else float(text)
+        return int(text, 16) if text.lower().startswith("0x") else float(text) if "." in text else int(text)
     except ValueError:
         raise BadInputError(f"filter '{expression}' compares a number with '{text}'") from None
 
