@@ -14,7 +14,7 @@ from bkctl.metadata.cookies import CookieManager
 from bkctl.metadata.ledgers import LedgerManager
 from bkctl.metadata.memory import MemoryStore, MemoryTree
 from bkctl.types import LedgerId
-from tests.unit.metadata.world import METADATA, ROOT, A, cluster, run, session
+from tests.unit.metadata.world import METADATA, ROOT, A, cluster, session
 
 LONG_LAYOUT = layout_of(ManagerType.LONG_HIERARCHICAL)
 
@@ -33,7 +33,6 @@ async def names(tree: MetadataTree, path: str = ROOT) -> set[str]:
     return set((await tree.children(path))[0])
 
 
-@run
 async def test_init_makes_what_upstream_makes_and_parents_too() -> None:
     tree = await session(MemoryStore())
     result = await init_cluster(tree, "/a/b/ledgers", LONG_LAYOUT)
@@ -45,7 +44,6 @@ async def test_init_makes_what_upstream_makes_and_parents_too() -> None:
     assert await read_instance_id(tree, "/a/b/ledgers") == result.instance_id
 
 
-@run
 async def test_init_again_changes_nothing() -> None:
     tree = await session(MemoryStore())
     first = await init_cluster(tree, ROOT, DEFAULT_LAYOUT)
@@ -56,20 +54,15 @@ async def test_init_again_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("missing", ["LAYOUT", "INSTANCEID", "available/readonly"])
-def test_init_completes_what_was_interrupted(missing: str) -> None:
-    @run
-    async def body() -> None:
-        _, tree = await cluster()
-        await tree.delete(f"{ROOT}/{missing}", ANY_VERSION)
-        assert (await init_cluster(tree, ROOT, DEFAULT_LAYOUT)).created
-        assert await read_layout(tree, ROOT) == DEFAULT_LAYOUT
-        assert await read_instance_id(tree, ROOT) is not None
-        assert await tree.exists(f"{ROOT}/available/readonly") is not None
-
-    body()
+async def test_init_completes_what_was_interrupted(missing: str) -> None:
+    _, tree = await cluster()
+    await tree.delete(f"{ROOT}/{missing}", ANY_VERSION)
+    assert (await init_cluster(tree, ROOT, DEFAULT_LAYOUT)).created
+    assert await read_layout(tree, ROOT) == DEFAULT_LAYOUT
+    assert await read_instance_id(tree, ROOT) is not None
+    assert await tree.exists(f"{ROOT}/available/readonly") is not None
 
 
-@run
 async def test_an_unreadable_cluster_is_not_a_missing_one() -> None:
     _, tree = await cluster()
     await tree.set(f"{ROOT}/LAYOUT", b"rubbish", ANY_VERSION)
@@ -80,7 +73,6 @@ async def test_an_unreadable_cluster_is_not_a_missing_one() -> None:
         await read_instance_id(tree, ROOT)
 
 
-@run
 async def test_format_forgets_ledgers_and_cookies_and_is_a_new_cluster() -> None:
     _, tree = await cluster()
     await fill(tree)
@@ -92,7 +84,6 @@ async def test_format_forgets_ledgers_and_cookies_and_is_a_new_cluster() -> None
     assert await names(tree, f"{ROOT}/underreplication") == {"disable"}  # a setting, kept as upstream does
 
 
-@run
 async def test_nuke_leaves_nothing() -> None:
     _, tree = await cluster()
     await fill(tree)
@@ -102,7 +93,6 @@ async def test_nuke_leaves_nothing() -> None:
         await nuke_cluster(tree, ROOT, force=True)
 
 
-@run
 async def test_nuke_needs_the_right_instance_id_or_force() -> None:
     _, tree = await cluster()
     with pytest.raises(RefusedError, match="instance id"):
@@ -116,26 +106,21 @@ async def test_nuke_needs_the_right_instance_id_or_force() -> None:
 
 
 @pytest.mark.parametrize("parent", ["available", "available/readonly"])
-def test_live_bookies_forbid_both(parent: str) -> None:
-    @run
-    async def body() -> None:
-        store, tree = await cluster()
-        await fill(tree)
-        bookie: MemoryTree = await session(store)
-        await bookie.create(f"{ROOT}/{parent}/{A}", ephemeral=True)
-        before = await names(tree)
-        with pytest.raises(RefusedError, match="1 bookies are registered"):
-            await nuke_cluster(tree, ROOT, force=True)
-        with pytest.raises(RefusedError, match="a:3181"):
-            await format_cluster(tree, ROOT, DEFAULT_LAYOUT)
-        assert await names(tree) == before
-        await bookie.close()
+async def test_live_bookies_forbid_both(parent: str) -> None:
+    store, tree = await cluster()
+    await fill(tree)
+    bookie: MemoryTree = await session(store)
+    await bookie.create(f"{ROOT}/{parent}/{A}", ephemeral=True)
+    before = await names(tree)
+    with pytest.raises(RefusedError, match="1 bookies are registered"):
         await nuke_cluster(tree, ROOT, force=True)
+    with pytest.raises(RefusedError, match="a:3181"):
+        await format_cluster(tree, ROOT, DEFAULT_LAYOUT)
+    assert await names(tree) == before
+    await bookie.close()
+    await nuke_cluster(tree, ROOT, force=True)
 
-    body()
 
-
-@run
 async def test_nuke_spares_what_bookkeeper_did_not_make() -> None:
     _, tree = await cluster()
     await fill(tree)

@@ -6,13 +6,12 @@ from bkctl.errors import BadVersionError, CorruptDataError, NodeExistsError, NoN
 from bkctl.formats.cookie import make_cookie
 from bkctl.metadata.cookies import CookieManager
 from bkctl.types import Versioned
-from tests.unit.metadata.world import ROOT, A, B, cluster, run
+from tests.unit.metadata.world import ROOT, A, B, cluster
 
 COOKIE = make_cookie(A, ["/j"], ["/l1"], "id")
 GROWN = make_cookie(A, ["/j"], ["/l1", "/l2"], "id")
 
 
-@run
 async def test_a_cookie_is_created_once_and_updated_by_version() -> None:
     _, tree = await cluster()
     cookies = CookieManager(tree, ROOT)
@@ -33,7 +32,6 @@ async def test_a_cookie_is_created_once_and_updated_by_version() -> None:
         await cookies.update(A, COOKIE, 1)
 
 
-@run
 async def test_a_broken_cookie_is_never_a_missing_one() -> None:
     _, tree = await cluster()
     cookies = CookieManager(tree, ROOT)

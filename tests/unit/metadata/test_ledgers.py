@@ -25,7 +25,7 @@ from bkctl.metadata.api import ANY_VERSION
 from bkctl.metadata.ledgers import LedgerManager
 from bkctl.metadata.memory import MemoryStore, MemoryTree
 from bkctl.types import EntryId, LedgerId, LedgerMetadata, MetadataState, Versioned
-from tests.unit.metadata.world import METADATA, ROOT, FlakyTree, cluster, run, session, settle, until
+from tests.unit.metadata.world import METADATA, ROOT, FlakyTree, cluster, session, settle, until
 
 SEQUENCE_END = (1 << 31) - 1
 
@@ -51,7 +51,6 @@ async def listed(manager: LedgerManager) -> list[LedgerId]:
     return [ledger_id async for ids in manager.ranges() for ledger_id in ids]
 
 
-@run
 async def test_new_ledgers_count_from_0_and_leave_no_id_nodes() -> None:
     _, tree, manager = await manager_of()
     for expected in range(3):
@@ -63,7 +62,6 @@ async def test_new_ledgers_count_from_0_and_leave_no_id_nodes() -> None:
     assert await manager.created_ms(LedgerId(0)) > 0
 
 
-@run
 async def test_an_id_that_is_taken_is_skipped_when_drawn_and_refused_when_asked_for() -> None:
     _, _, manager = await manager_of()
     await manager.create(METADATA, LedgerId(0), creator_token=1)
@@ -73,7 +71,6 @@ async def test_an_id_that_is_taken_is_skipped_when_drawn_and_refused_when_asked_
         await manager.create(METADATA, LedgerId(0), creator_token=2)
 
 
-@run
 async def test_a_create_whose_reply_was_lost_is_recognised() -> None:
     _, tree, manager = await manager_of()
     tree.fail_next_reply()
@@ -82,7 +79,6 @@ async def test_a_create_whose_reply_was_lost_is_recognised() -> None:
     assert await manager.read(LedgerId(5)) == created
 
 
-@run
 async def test_a_drawn_ledger_survives_lost_replies_of_draw_and_create() -> None:
     store, _ = await cluster()
     tree = FlakyTree(store)
@@ -93,7 +89,6 @@ async def test_a_drawn_ledger_survives_lost_replies_of_draw_and_create() -> None
     assert await manager.read(ledger_id) == created
 
 
-@run
 async def test_formats_without_a_token_do_not_guess_after_a_lost_reply() -> None:
     _, tree, manager = await manager_of()
     tree.fail_next_reply()
@@ -103,7 +98,6 @@ async def test_formats_without_a_token_do_not_guess_after_a_lost_reply() -> None
         await manager.create(replace(METADATA, format_version=2), LedgerId(5), creator_token=99)
 
 
-@run
 async def test_racing_creators_get_different_ledgers() -> None:
     store, _, first = await manager_of()
     second = LedgerManager(await session(store), ROOT, DEFAULT_LAYOUT)
@@ -116,7 +110,6 @@ async def test_racing_creators_get_different_ledgers() -> None:
         assert (await first.read(ledger_id)).value.creator_token == token
 
 
-@run
 async def test_only_one_of_racing_creators_gets_an_explicit_id() -> None:
     _, _, manager = await manager_of()
     outcomes = await asyncio.gather(
@@ -126,7 +119,6 @@ async def test_only_one_of_racing_creators_gets_an_explicit_id() -> None:
     assert sum(isinstance(outcome, LedgerExistsError) for outcome in outcomes) == 4
 
 
-@run
 async def test_when_short_ids_run_out_long_ones_follow() -> None:
     store, tree, manager = await manager_of()
     await manager.create(METADATA, creator_token=1)
@@ -147,7 +139,6 @@ async def test_when_short_ids_run_out_long_ones_follow() -> None:
     assert await listed(manager) == [0, SEQUENCE_END - 1, *((1 << 32) + i for i in range(3)), 2 << 32]
 
 
-@run
 async def test_only_the_newest_high_order_bits_are_kept() -> None:
     _, tree, manager = await manager_of(ManagerType.LONG_HIERARCHICAL)
     for hob in range(1, 6):
@@ -158,7 +149,6 @@ async def test_only_the_newest_high_order_bits_are_kept() -> None:
     assert (await manager.create(METADATA, creator_token=1))[0] == 4 << 32
 
 
-@run
 async def test_a_manager_without_long_ids_says_when_they_run_out() -> None:
     store, tree, manager = await manager_of(ManagerType.FLAT)
     root = store.find(ROOT)
@@ -171,7 +161,6 @@ async def test_a_manager_without_long_ids_says_when_they_run_out() -> None:
     assert await tree.exists(f"{ROOT}/idgen-long") is None
 
 
-@run
 async def test_a_write_needs_the_version_that_was_read() -> None:
     _, _, manager = await manager_of()
     ledger_id, created = await manager.create(METADATA, creator_token=1)
@@ -184,7 +173,6 @@ async def test_a_write_needs_the_version_that_was_read() -> None:
         await manager.write(LedgerId(77), closed, 0)
 
 
-@run
 async def test_a_lost_reply_of_a_write_is_settled_by_reading_again() -> None:
     _, tree, manager = await manager_of()
     ledger_id, created = await manager.create(METADATA, creator_token=1)
@@ -195,7 +183,6 @@ async def test_a_lost_reply_of_a_write_is_settled_by_reading_again() -> None:
     assert await manager.read(ledger_id) == Versioned(recovering, 1)
 
 
-@run
 async def test_unreadable_metadata_is_an_error_with_its_path() -> None:
     _, tree, manager = await manager_of()
     await tree.create(path_of(3), b"rubbish", parents=True)
@@ -208,7 +195,6 @@ async def test_unreadable_metadata_is_an_error_with_its_path() -> None:
     assert await listed(manager) == [3]
 
 
-@run
 async def test_delete_prunes_empty_parents_and_is_repeatable() -> None:
     _, tree, manager = await manager_of()
     for number in (1, 2, 10_000, 10**10):
@@ -220,7 +206,6 @@ async def test_delete_prunes_empty_parents_and_is_repeatable() -> None:
     assert await listed(manager) == [2]
 
 
-@run
 async def test_delete_leaves_parents_where_java_does() -> None:
     _, tree, manager = await manager_of(ManagerType.LEGACY_HIERARCHICAL)
     await manager.create(METADATA, LedgerId(1), creator_token=1)
@@ -228,7 +213,6 @@ async def test_delete_leaves_parents_where_java_does() -> None:
     assert (await tree.children(f"{ROOT}/00/0000"))[0] == []
 
 
-@run
 async def test_a_listing_holds_every_ledger_that_was_there_all_along() -> None:
     store, _, manager = await manager_of()
     other = LedgerManager(await session(store), ROOT, DEFAULT_LAYOUT)
@@ -254,7 +238,6 @@ async def test_a_listing_holds_every_ledger_that_was_there_all_along() -> None:
     await churning
 
 
-@run
 async def test_a_listing_never_mistakes_a_missing_cluster_for_an_empty_one() -> None:
     _, tree, manager = await manager_of()
     assert await listed(manager) == []
@@ -266,7 +249,6 @@ async def test_a_listing_never_mistakes_a_missing_cluster_for_an_empty_one() -> 
         await listed(nowhere)
 
 
-@run
 async def test_a_listing_that_is_interrupted_raises() -> None:
     _, tree, manager = await manager_of()
     for number in (1, 10_000, 20_000):
@@ -289,19 +271,14 @@ async def test_a_listing_that_is_interrupted_raises() -> None:
         (ManagerType.FLAT, f"{ROOT}/L12345678901"),
     ],
 )
-def test_a_listing_raises_on_any_doubt(manager_type: ManagerType, path: str) -> None:
-    @run
-    async def body() -> None:
-        _, tree, manager = await manager_of(manager_type)
-        await manager.create(METADATA, LedgerId(9), creator_token=1)
-        await tree.create(path, parents=True)
-        with pytest.raises(CorruptDataError, match=path.rpartition("/")[2]):
-            await listed(manager)
-
-    body()
+async def test_a_listing_raises_on_any_doubt(manager_type: ManagerType, path: str) -> None:
+    _, tree, manager = await manager_of(manager_type)
+    await manager.create(METADATA, LedgerId(9), creator_token=1)
+    await tree.create(path, parents=True)
+    with pytest.raises(CorruptDataError, match=path.rpartition("/")[2]):
+        await listed(manager)
 
 
-@run
 async def test_other_children_of_the_root_are_no_ledgers() -> None:
     _, tree, manager = await manager_of()
     await manager.create(METADATA, creator_token=1)
@@ -310,7 +287,6 @@ async def test_other_children_of_the_root_are_no_ledgers() -> None:
     assert await listed(manager) == [0]
 
 
-@run
 async def test_a_watch_tells_every_state_until_the_deletion() -> None:
     _, _, manager = await manager_of()
     ledger_id, created = await manager.create(METADATA, creator_token=1)
@@ -325,7 +301,6 @@ async def test_a_watch_tells_every_state_until_the_deletion() -> None:
     await manager.close()
 
 
-@run
 async def test_a_watch_that_was_cancelled_is_silent() -> None:
     _, _, manager = await manager_of()
     ledger_id, created = await manager.create(METADATA, creator_token=1)
@@ -338,7 +313,6 @@ async def test_a_watch_that_was_cancelled_is_silent() -> None:
     assert seen == [created]
 
 
-@run
 async def test_a_watch_outlives_its_session_and_misses_nothing() -> None:
     store, tree, manager = await manager_of()
     other = LedgerManager(await session(store), ROOT, DEFAULT_LAYOUT)
@@ -357,7 +331,6 @@ async def test_a_watch_outlives_its_session_and_misses_nothing() -> None:
     await manager.close()
 
 
-@run
 async def test_a_watch_waits_while_metadata_is_unreadable() -> None:
     _, tree, manager = await manager_of()
     ledger_id, created = await manager.create(METADATA, creator_token=1)
@@ -372,7 +345,6 @@ async def test_a_watch_waits_while_metadata_is_unreadable() -> None:
     await manager.close()
 
 
-@run
 async def test_a_parent_that_is_pruned_during_a_create_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,7 +19,7 @@ from bkctl.metadata.api import ANY_VERSION
 from bkctl.metadata.cookies import CookieManager
 from bkctl.metadata.registration import BookieSets, RegistrationClient, RegistrationManager
 from bkctl.types import Address, BookieId
-from tests.unit.metadata.world import ROOT, A, B, FlakyTree, cluster, run, session, settle, until
+from tests.unit.metadata.world import ROOT, A, B, FlakyTree, cluster, session, settle, until
 
 INFO = BookieServiceInfo((Endpoint("bookie", "host-a", 3181, BOOKIE_RPC),))
 
@@ -34,7 +34,6 @@ def sets(writable: str = "", readonly: str = "") -> BookieSets:
     return BookieSets(frozenset(map(BookieId, writable.split())), frozenset(map(BookieId, readonly.split())))
 
 
-@run
 async def test_a_bookie_is_found_by_its_registration() -> None:
     store, tree = await cluster()
     client = RegistrationClient(tree, ROOT)
@@ -50,7 +49,6 @@ async def test_a_bookie_is_found_by_its_registration() -> None:
         await client.resolve(A)
 
 
-@run
 async def test_all_bookies_are_those_with_a_cookie() -> None:
     _, tree = await cluster()
     client = RegistrationClient(tree, ROOT)
@@ -61,7 +59,6 @@ async def test_all_bookies_are_those_with_a_cookie() -> None:
     assert await client.all() == [A, B] == await cookies.list()
 
 
-@run
 async def test_a_missing_cluster_is_no_empty_one() -> None:
     store, tree = await cluster()
     client = RegistrationClient(tree, "/elsewhere")
@@ -73,7 +70,6 @@ async def test_a_missing_cluster_is_no_empty_one() -> None:
     assert store.find("/elsewhere") is None
 
 
-@run
 async def test_bad_nodes_are_errors_with_their_path() -> None:
     _, tree = await cluster()
     client = RegistrationClient(tree, ROOT)
@@ -85,7 +81,6 @@ async def test_bad_nodes_are_errors_with_their_path() -> None:
         await client.writable()
 
 
-@run
 async def test_parents_that_another_driver_left_out_are_made() -> None:
     _, tree = await cluster()
     await tree.delete(f"{ROOT}/available/readonly", ANY_VERSION)
@@ -95,7 +90,6 @@ async def test_parents_that_another_driver_left_out_are_made() -> None:
     assert await RegistrationClient(tree, ROOT).readonly() == [A]
 
 
-@run
 async def test_changing_the_mode_never_leaves_both_sets() -> None:
     store, tree = await cluster()
     bookie = await session(store)
@@ -117,7 +111,6 @@ async def test_changing_the_mode_never_leaves_both_sets() -> None:
     await client.close()
 
 
-@run
 async def test_a_restart_waits_for_the_session_of_the_killed_process() -> None:
     store, _ = await cluster()
     killed = await session(store)
@@ -133,7 +126,6 @@ async def test_a_restart_waits_for_the_session_of_the_killed_process() -> None:
     assert stat.owner == restarted.session_id
 
 
-@run
 async def test_a_restart_gives_up_after_the_session_timeout() -> None:
     store, _ = await cluster()
     await RegistrationManager(await session(store), ROOT).register(A, INFO, readonly=False)
@@ -143,7 +135,6 @@ async def test_a_restart_gives_up_after_the_session_timeout() -> None:
     assert caught.value.exit_code == 4
 
 
-@run
 async def test_a_persistent_registration_is_no_session_to_wait_for() -> None:
     _, tree = await cluster()
     await tree.create(f"{ROOT}/available/{A}")
@@ -151,7 +142,6 @@ async def test_a_persistent_registration_is_no_session_to_wait_for() -> None:
         await RegistrationManager(tree, ROOT).register(A, INFO, readonly=False)
 
 
-@run
 async def test_a_registration_whose_reply_was_lost_is_ours() -> None:
     store, tree = await cluster()
     flaky = FlakyTree(store)
@@ -160,7 +150,6 @@ async def test_a_registration_whose_reply_was_lost_is_ours() -> None:
     assert await RegistrationClient(tree, ROOT).writable() == [A]
 
 
-@run
 async def test_a_new_session_registers_again_in_the_same_mode() -> None:
     store, tree = await cluster()
     bookie = await session(store)
@@ -181,7 +170,6 @@ async def test_a_new_session_registers_again_in_the_same_mode() -> None:
     assert await RegistrationClient(tree, ROOT).writable() == []
 
 
-@run
 async def test_a_bookie_that_cannot_register_again_is_told() -> None:
     store, _ = await cluster()
     bookie = await session(store, timeout_ms=10)
@@ -196,7 +184,6 @@ async def test_a_bookie_that_cannot_register_again_is_told() -> None:
     await manager.close()
 
 
-@run
 async def test_discovery_outlives_its_session() -> None:
     store, tree = await cluster()
     bookie = await session(store)
@@ -214,7 +201,6 @@ async def test_discovery_outlives_its_session() -> None:
     await client.close()
 
 
-@run
 async def test_discovery_starts_before_the_first_bookie_and_can_be_cancelled() -> None:
     store, tree = await cluster()
     await tree.delete(f"{ROOT}/available/readonly", ANY_VERSION)

@@ -12,34 +12,28 @@ from bkctl.metadata import store as store_module
 from bkctl.metadata.memory import MemoryStore, MemoryTree
 from bkctl.metadata.store import MetadataStore
 from bkctl.types import LedgerId
-from tests.unit.metadata.world import METADATA, ROOT, cluster, run, until
+from tests.unit.metadata.world import METADATA, ROOT, cluster, until
 
 
-def test_a_sqlite_cluster_is_made_once_and_found_again(tmp_path: Path) -> None:
+async def test_a_sqlite_cluster_is_made_once_and_found_again(tmp_path: Path) -> None:
     uri = f"sqlite://{tmp_path}/m.db"
-
-    @run
-    async def body() -> None:
-        with pytest.raises(NoClusterError, match="bkctl cluster init"):
-            await MetadataStore.open(uri)
-        assert list(tmp_path.iterdir()) == []  # looking leaves no trace
-        made = await MetadataStore.open(uri, create=True)
-        ledger_id, created = await made.ledgers.create(METADATA, creator_token=1)
-        await made.close()
-        await made.close()
-        found = await MetadataStore.open(uri)
-        assert await found.ledgers.read(ledger_id) == created
-        assert (found.root, found.layout) == ("/ledgers", DEFAULT_LAYOUT)
-        await found.close()
-        with pytest.raises(NoClusterError, match="/other"):
-            await MetadataStore.open(uri + "?root=/other")
-        with pytest.raises(BadInputError, match="uses the ledger manager hierarchical"):
-            await MetadataStore.open(uri.replace("sqlite:", "sqlite+flat:"))
-
-    body()
+    with pytest.raises(NoClusterError, match="bkctl cluster init"):
+        await MetadataStore.open(uri)
+    assert list(tmp_path.iterdir()) == []  # looking leaves no trace
+    made = await MetadataStore.open(uri, create=True)
+    ledger_id, created = await made.ledgers.create(METADATA, creator_token=1)
+    await made.close()
+    await made.close()
+    found = await MetadataStore.open(uri)
+    assert await found.ledgers.read(ledger_id) == created
+    assert (found.root, found.layout) == ("/ledgers", DEFAULT_LAYOUT)
+    await found.close()
+    with pytest.raises(NoClusterError, match="/other"):
+        await MetadataStore.open(uri + "?root=/other")
+    with pytest.raises(BadInputError, match="uses the ledger manager hierarchical"):
+        await MetadataStore.open(uri.replace("sqlite:", "sqlite+flat:"))
 
 
-@run
 async def test_the_manager_named_in_the_uri_is_what_a_new_cluster_gets() -> None:
     opened = await MetadataStore.open("memory+longhierarchical://", create=True)
     assert opened.layout.manager is ManagerType.LONG_HIERARCHICAL
@@ -48,7 +42,6 @@ async def test_the_manager_named_in_the_uri_is_what_a_new_cluster_gets() -> None
         await MetadataStore.open("memory://")
 
 
-@run
 async def test_a_given_tree_is_used_and_closed_on_failure() -> None:
     store = MemoryStore()
     tree = MemoryTree(store)
@@ -59,7 +52,6 @@ async def test_a_given_tree_is_used_and_closed_on_failure() -> None:
     assert store.find(ROOT) is None
 
 
-@run
 async def test_pulsars_driver_needs_no_layout() -> None:
     store, tree = await cluster()
     await tree.delete(f"{ROOT}/LAYOUT", -1)
@@ -71,7 +63,6 @@ async def test_pulsars_driver_needs_no_layout() -> None:
         await MetadataStore.open(uri, tree=MemoryTree())
 
 
-@run
 async def test_a_lost_session_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_REOPEN_DELAY_MS", 1)
     store, _ = await cluster()

@@ -1,9 +1,8 @@
 """A small cluster in memory for the tests of the managers."""
 
 import asyncio
-import functools
-from collections.abc import Callable, Coroutine
-from typing import Any
+import time
+from collections.abc import Callable
 
 from bkctl.errors import MetadataUnreachableError
 from bkctl.formats.layout import layout_of
@@ -15,16 +14,6 @@ from bkctl.types import BookieId, EntryId, LedgerMetadata, Segment
 ROOT = "/ledgers"
 A, B, C = (BookieId(f"{name}:3181") for name in "abc")
 METADATA = LedgerMetadata(2, 2, 2, (Segment(EntryId(0), (A, B)),), password=b"pw")
-
-
-def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine test; every wait in it is bounded."""
-
-    @functools.wraps(test)
-    def sync(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 10))
-
-    return sync
 
 
 class FlakyTree(MemoryTree):
@@ -60,5 +49,7 @@ async def settle() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
     while not condition():
+        assert time.monotonic() < deadline_s, "never happened"
         await asyncio.sleep(0.005)
