@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bkctl.config import MIB, BookieSettings
-from bkctl.errors import BookieStartError, MetadataStoreError
+from bkctl.errors import BookieStartError, CorruptDataError, MetadataStoreError
 from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
@@ -39,6 +39,10 @@ from bkctl.types import Address, BookieId
 
 log = logging.getLogger(__name__)
 
+_CHECKPOINT_RETRY_MS = 1000
+_DISK_FULL = "a ledger disk is full"
+_CHECKPOINT_FAILS = "checkpoints fail"
+
 
 class BookieServer:
     """One running bookie. `failed` completes with the reason when it can no longer serve."""
@@ -50,7 +54,8 @@ class BookieServer:
         self._exits = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_wanted = asyncio.Event()
-        self._forced_read_only = settings.force_read_only
+        # Why the bookie is read-only; empty: it is writable.
+        self.read_only_reasons: set[str] = {"forceReadOnlyBookie"} if settings.force_read_only else set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.bookie_id: BookieId
         self.address: Address
@@ -188,7 +193,8 @@ class BookieServer:
             queued_bytes_max=settings.queued_add_bytes_max,
             request_checkpoint=self._checkpoint_wanted.set,
         )
-        self.bookie.read_only = settings.force_read_only
+        self._look_at_disks()
+        self.bookie.read_only = bool(self.read_only_reasons)
         self.reads = Reads(self.bookie, self.storage.read_pool)
         v3 = RequestsV3(self.bookie, self.reads, self._disk_space)
         requests = Requests(self.bookie, self.reads, v3, batch_read_bytes_max=settings.batch_read_bytes_max)
@@ -245,35 +251,47 @@ class BookieServer:
             self._checkpoint_wanted.clear()
             try:
                 await self._checkpointer.checkpoint(rotated=self.bookie.room_again)
-            except OSError as error:
+            except (OSError, CorruptDataError) as error:
                 # Nothing is lost: the mark stays and the journal keeps every record.
                 log.error("checkpoint failed, will be tried again: %s", error)
-                await self._set_read_only(True)
-                await asyncio.sleep(1)
+                self.read_only_reasons.add(_CHECKPOINT_FAILS)
+                await self._settle_mode()
+                await asyncio.sleep(_CHECKPOINT_RETRY_MS / 1000)
+            else:
+                self.read_only_reasons.discard(_CHECKPOINT_FAILS)
+                await self._settle_mode()
 
     async def _watch_disks(self) -> None:
-        settings = self._settings
         while True:
-            try:
-                space = disk_space(settings.ledger_directories)
-            except OSError as error:
-                self._fail(error)
-                return
-            usage = space.usage_max if settings.read_only_on_any_disk_full else space.usage_min
-            self.bookie.high_priority_writes = space.free_bytes_max > settings.high_priority_bytes_min
-            full = usage > settings.disk_usage_max
-            if full and not settings.read_only_mode_enabled:
-                self._fail(OSError(f"disk {usage:.1%} full and readOnlyModeEnabled=false"))
-                return
-            await self._set_read_only(full or self._forced_read_only)
-            await asyncio.sleep(settings.disk_check_interval_ms / 1000)
+            await asyncio.sleep(self._settings.disk_check_interval_ms / 1000)
+            self._look_at_disks()
+            await self._settle_mode()
 
-    async def _set_read_only(self, read_only: bool) -> None:
-        """Refuse or accept adds from now on, then say so in the metadata store."""
+    def _look_at_disks(self) -> None:
+        """Note whether the ledger directories are too full for adds. A disk that is gone is fatal."""
+        settings = self._settings
+        try:
+            space = disk_space(settings.ledger_directories)
+        except OSError as error:
+            self._fail(error)
+            return
+        usage = space.usage_max if settings.read_only_on_any_disk_full else space.usage_min
+        self.bookie.high_priority_writes = space.free_bytes_max > settings.high_priority_bytes_min
+        if usage <= settings.disk_usage_max:
+            self.read_only_reasons.discard(_DISK_FULL)
+        elif settings.read_only_mode_enabled:
+            self.read_only_reasons.add(_DISK_FULL)
+        else:
+            self._fail(OSError(f"a disk is {usage:.1%} full and readOnlyModeEnabled=false"))
+
+    async def _settle_mode(self) -> None:
+        """Refuse or accept adds from now on, as the reasons say; then say so in the metadata store."""
+        read_only = bool(self.read_only_reasons)
         if read_only == self.bookie.read_only:
             return
         self.bookie.read_only = read_only
-        log.warning("the bookie is now %s", "read-only" if read_only else "writable")
+        reasons = f"read-only: {', '.join(sorted(self.read_only_reasons))}" if read_only else "writable"
+        log.warning("the bookie is now %s", reasons)
         try:
             await (self._registration.to_readonly() if read_only else self._registration.to_writable())
         except MetadataStoreError as error:
