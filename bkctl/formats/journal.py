@@ -242,6 +242,8 @@ def scan_records(
                 break
         elif length == 0:
             end = _end(Stop.ZERO_LENGTH, position + at)
+        elif at + _PREFIX.size > len(data):
+            break  # no record is that short, so these bytes were cut off whatever they are
         else:
             end = _end(Stop.BAD_RECORD, position + at, f"a record of {length} bytes")
     if end is None and at_end_of_file:

@@ -291,7 +291,8 @@ class Journal:
             self._synced_s = time.monotonic()
             self._mark = self._file.mark
         self._done_bytes += size_bytes
-        self._completed(late)
+        if group:
+            self._completed(late)
         if not self._unsynced:
             self._file.drop_cached()
         if full and not last:
