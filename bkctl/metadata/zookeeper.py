@@ -53,7 +53,7 @@ from bkctl.metadata.tree_rules import ancestors, check_multi, check_path, check_
 
 _CLOSE_S = 2.0  # a server that is gone gets no longer; it ends the session by itself
 _RETRY_S = 0.02
-_PARENT_ATTEMPTS_MAX = 10  # others may prune the parents that we make
+_PARENT_ATTEMPTS_MAX = 100  # others may prune the parents that we make
 # kazoo wakes its thread through a socket pair that holds some 270 wake-ups, then blocks the loop.
 _IN_FLIGHT_MAX = 128
 
@@ -191,21 +191,21 @@ class ZooKeeperTree(SessionTree):
     async def get(self, path: str, watcher: Watcher | None = None) -> Node:
         check_path(path)
         arm = None if watcher is None else partial(self._watches.arm_data, path, watcher)
-        watch = self._on_event if watcher else None
+        watch = None if watcher is None else self._on_event
         data, stat = await self._read(path, lambda client: client.get_async(path, watch), arm)
         return Node(data, _stat(stat))
 
     async def exists(self, path: str, watcher: Watcher | None = None) -> Stat | None:
         check_path(path)
         arm = None if watcher is None else partial(self._watches.arm_data, path, watcher)
-        watch = self._on_event if watcher else None
+        watch = None if watcher is None else self._on_event
         stat = await self._read(path, lambda client: client.exists_async(path, watch), arm)
         return None if stat is None else _stat(stat)
 
     async def children(self, path: str, watcher: Watcher | None = None) -> tuple[list[str], Stat]:
         check_path(path)
         arm = None if watcher is None else partial(self._watches.arm_children, path, watcher)
-        watch = self._on_event if watcher else None
+        watch = None if watcher is None else self._on_event
         names, stat = await self._read(
             path, lambda client: client.get_children_async(path, watch, include_data=True), arm
         )
@@ -221,17 +221,25 @@ class ZooKeeperTree(SessionTree):
         parents: bool = False,
     ) -> str:
         check_write(path, data)
+        try:
+            return await self._create(path, data, ephemeral=ephemeral, sequential=sequential)
+        except NoNodeError:
+            if not parents:
+                raise
         for _ in range(_PARENT_ATTEMPTS_MAX):
-            try:
-                return await self._create(path, data, ephemeral=ephemeral, sequential=sequential)
-            except NoNodeError:
-                if not parents:
-                    raise
-            for ancestor in ancestors(path):
-                try:
-                    await self._create(ancestor)
-                except (NodeExistsError, NoNodeError):
-                    pass
+            # Sent together: little time is left for others to prune a parent before its child comes.
+            *made, leaf = await asyncio.gather(
+                *map(self._create, ancestors(path)),
+                self._create(path, data, ephemeral=ephemeral, sequential=sequential),
+                return_exceptions=True,
+            )
+            for outcome in made:
+                if not isinstance(outcome, str | NodeExistsError | NoNodeError):
+                    raise outcome
+            if isinstance(leaf, str):
+                return leaf
+            if not isinstance(leaf, NoNodeError):
+                raise leaf
         raise NoNodeError(f"the parents of {path} are deleted as fast as they are made")
 
     async def _create(
