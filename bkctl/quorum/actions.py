@@ -8,7 +8,7 @@ Source: spec replication section 17.
 
 from dataclasses import dataclass
 
-from bkctl.errors import BookKeeperError
+from bkctl.errors import BkctlError
 from bkctl.types import BookieId, BookieIndex, EntryId, LedgerMetadata, Versioned
 
 
@@ -39,7 +39,7 @@ class Failed:
 
     first_entry_id: EntryId
     last_entry_id: EntryId
-    error: BookKeeperError
+    error: BkctlError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class WriteMetadata:
 class CloseDone:
     """The writer is through; `error` None: the ledger is closed at its last add confirmed."""
 
-    error: BookKeeperError | None
+    error: BkctlError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ReadForRecovery:
 class RecoveryDone:
     """The ledger is closed, or only fenced if no more was asked for."""
 
-    metadata: LedgerMetadata
+    metadata: Versioned[LedgerMetadata]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class RecoveryOutdated:
 class RecoveryAborted:
     """The ledger is as it was, or IN_RECOVERY; trying again is safe."""
 
-    error: BookKeeperError
+    error: BkctlError
 
 
 Action = (

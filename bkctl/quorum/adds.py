@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bkctl.errors import (
+    BkctlError,
     BookKeeperError,
     DuplicateEntryIdError,
     IllegalOperationError,
@@ -121,7 +122,7 @@ class LedgerAdds:
         self._ensemble_before: tuple[BookieId, ...] = ()
         self._chosen: Mapping[BookieIndex, BookieId] = {}
         self._update: MetadataUpdate | None = None  # a metadata write is on its way
-        self._error: BookKeeperError | None = None  # why the writer gave up
+        self._error: BkctlError | None = None  # why the writer gave up
         self._pending = PendingAdds(
             RoundRobinSchedule.of(metadata.value),
             metadata.value.last_segment.ensemble,
@@ -188,12 +189,12 @@ class LedgerAdds:
         )
         self.length = length
         self._lac_sent = self.last_add_confirmed
-        actions: list[Action] = []
+        skip = self._delayed.keys() | self._failed.keys() | self._replacing.keys()
+        actions: list[Action] = list(self._pending.push(first, parts, skip))
         if self._delayed and self.state is WriterState.OPEN:
             self._failed |= self._delayed
             self._delayed.clear()
             actions += self._begin_change()
-        actions += self._pending.push(first, parts, self._failed.keys() | self._replacing.keys())
         return first, actions
 
     def _admit(self, payloads: Sequence[Payload], first_entry_id: EntryId | None) -> EntryId:
@@ -353,7 +354,7 @@ class LedgerAdds:
         update.current = current
         return self._update_done()
 
-    def metadata_failed(self, error: BookKeeperError) -> list[Action]:
+    def metadata_failed(self, error: BkctlError) -> list[Action]:
         """The metadata store, or the list of bookies, cannot be had."""
         update, self._update = self._update, None
         if self.state is WriterState.CHANGING:
@@ -400,28 +401,28 @@ class LedgerAdds:
             return self._give_up(LedgerClosedError(f"ledger {self.ledger_id} was closed"))
         return []
 
-    def abandon(self, error: BookKeeperError) -> list[Action]:
+    def abandon(self, error: BkctlError) -> list[Action]:
         """Fail what is pending and forget the ledger, leaving its metadata as it is."""
         if self.state in (WriterState.OPEN, WriterState.CHANGING):
             return self._withdraw(error)
         return []
 
     @property
-    def error(self) -> BookKeeperError | None:
+    def error(self) -> BkctlError | None:
         """Why the handle takes no adds any more; None while it does."""
         return self._error
 
-    def _withdraw(self, error: BookKeeperError) -> list[Action]:
+    def _withdraw(self, error: BkctlError) -> list[Action]:
         self.state = WriterState.WITHDRAWN
         return self._fail_pending(error)
 
-    def _give_up(self, error: BookKeeperError) -> list[Action]:
+    def _give_up(self, error: BkctlError) -> list[Action]:
         self.state = WriterState.CLOSING
         actions = self._fail_pending(error)
         # A running ensemble change must end first, or it could land after the close.
         return actions if self._update is not None else [*actions, *self._start_close()]
 
-    def _fail_pending(self, error: BookKeeperError) -> list[Action]:
+    def _fail_pending(self, error: BkctlError) -> list[Action]:
         self._error = error
         self.length -= self._pending.payload_bytes()
         if not self._deferred_sync:
@@ -445,7 +446,7 @@ class LedgerAdds:
             )
         return metadata.with_closed(last, length)
 
-    def _closed(self, error: BookKeeperError | None) -> list[Action]:
+    def _closed(self, error: BkctlError | None) -> list[Action]:
         assert self.state is WriterState.CLOSING
         self.state = WriterState.CLOSED
         self.length = self._confirmed_length

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, cycle, islice
 
-from bkctl.errors import BookKeeperError
+from bkctl.errors import BkctlError
 from bkctl.formats.entry import HEADER_BYTES, Digester
 from bkctl.formats.request_v2 import ADD_PREFIX
 from bkctl.quorum.acks import AckWatermarks
@@ -187,7 +187,7 @@ class PendingAdds:
         sends = (self._send(block, index) for index in sorted(resend) for block in blocks)
         return [send for send in sends if send is not None]
 
-    def fail_all(self, error: BookKeeperError) -> list[Failed]:
+    def fail_all(self, error: BkctlError) -> list[Failed]:
         """Forget every pending add; one Failed for each run of consecutive ids, in order."""
         runs: list[Failed] = []
         for first in sorted(self._blocks):

@@ -24,6 +24,7 @@ import enum
 from collections.abc import Mapping, Sequence
 
 from bkctl.errors import (
+    BkctlError,
     BookKeeperError,
     DigestMatchError,
     LedgerRecoveryError,
@@ -131,7 +132,7 @@ class LedgerRecovery:
     def _freeze(self) -> list[Action]:
         """Fix the segments that are read from now on, and fence the last of them."""
         if self.metadata.closed:
-            return self._finish(RecoveryDone(self.metadata))
+            return self._finish(RecoveryDone(self._metadata))
         self.state = RecoveryState.FENCING
         self._segments = self.metadata.segments
         ensemble = self.metadata.last_segment.ensemble
@@ -167,7 +168,7 @@ class LedgerRecovery:
 
     def _begin_rewriting(self) -> list[Action]:
         if self._fence_only:
-            return self._finish(RecoveryDone(self.metadata))
+            return self._finish(RecoveryDone(self._metadata))
         self.state = RecoveryState.REWRITING
         # Segments before the last one are complete, whatever a young last one says (#2615).
         before_last = self.metadata.last_segment.first_entry_id - 1
@@ -382,7 +383,7 @@ class LedgerRecovery:
         except _SegmentsChangedError:
             return self._finish(RecoveryOutdated(current))
 
-    def metadata_failed(self, error: BookKeeperError) -> list[Action]:
+    def metadata_failed(self, error: BkctlError) -> list[Action]:
         """The metadata store, or the list of bookies, cannot be had; or the ledger was deleted."""
         return self._abort(error)
 
@@ -392,7 +393,7 @@ class LedgerRecovery:
         self._metadata = update.current
         if self.state is RecoveryState.MARKING:
             return self._freeze()
-        return self._finish(RecoveryDone(self.metadata))
+        return self._finish(RecoveryDone(self._metadata))
 
     def _as_closed(self, metadata: LedgerMetadata) -> LedgerMetadata | None:
         if metadata.closed:
@@ -404,7 +405,7 @@ class LedgerRecovery:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def _abort(self, error: BookKeeperError) -> list[Action]:
+    def _abort(self, error: BkctlError) -> list[Action]:
         return self._finish(RecoveryAborted(error))
 
     def _finish(self, outcome: RecoveryDone | RecoveryAborted | RecoveryOutdated) -> list[Action]:
