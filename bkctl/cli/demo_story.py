@@ -11,6 +11,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,10 +116,14 @@ class Stream:
                 while pending and pending[0].done():
                     _, self.acknowledged = pending.pop(0).result()
         except BookKeeperError as error:
-            self.error = error
+            stopped = error
         for outcome in await asyncio.gather(*pending, return_exceptions=True):
-            if not isinstance(outcome, BaseException):
-                _, self.acknowledged = outcome
+            if isinstance(outcome, BookKeeperError):
+                stopped = outcome  # the adds know the reason; `wait_writable` only that it is over
+                break
+            assert not isinstance(outcome, BaseException), outcome
+            _, self.acknowledged = outcome
+        self.error = stopped
 
     async def reaches(self, entry_id: int) -> None:
         """Wait until `entry_id` is acknowledged. Raises what stopped the stream before."""
@@ -214,9 +219,10 @@ class Story:
             end = reader.last_add_confirmed
             _must(end == self._end, f"it sees the end at {end}, the second client saw {self._end}")
             count = 0
-            async for entry in reader.entries():
-                _must(entry.payload == payload_of(count), f"entry {count} has another content")
-                count += 1
+            async with aclosing(reader.entries()) as entries:
+                async for entry in entries:
+                    _must(entry.payload == payload_of(count), f"entry {count} has another content")
+                    count += 1
             _must(count == end + 1, f"read {count} entries of {end + 1}")
         return f"{count:,} entries, each as it was written"
 

@@ -206,6 +206,7 @@ async def _delete(uri: str, ledger_ids: Sequence[LedgerId]) -> tuple[list[Row], 
         for ledger_id in ledger_ids:
             row: dict[str, Any] = {"ledger_id": ledger_id, "state": "ok", "error": None}
             try:
+                await store.ledgers.read(ledger_id)  # deleting what is not there is no error below
                 await store.ledgers.delete(ledger_id)
             except BkctlError as error:
                 errors.append(error)

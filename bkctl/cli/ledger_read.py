@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -182,13 +183,14 @@ async def _read(uri: str, wanted: LedgerRange, password: bytes, sink: Sink) -> N
             )
         group: list[Entry] = []
         if wanted.first <= last:
-            async for entry in reader.entries(wanted.first, last):
-                group.append(entry)
-                if len(group) >= _GROUP:
-                    sink.write(group)
-                    group = []
-                    if sink.full:
-                        break
+            async with aclosing(reader.entries(wanted.first, last)) as entries:
+                async for entry in entries:
+                    group.append(entry)
+                    if len(group) >= _GROUP:
+                        sink.write(group)
+                        group = []
+                        if sink.full:
+                            break
         sink.write(group)
         sink.end()
 
@@ -202,9 +204,10 @@ async def _tail(
         reader = await client.open_ledger_no_recovery(ledger_id, password)
         if first is None:
             first = max(0, reader.last_add_confirmed + 1 - count)
-        async for entry in reader.tail(EntryId(first)):
-            sink.write([entry])
-            sink.flush()
-            if sink.full:
-                break
+        async with aclosing(reader.tail(EntryId(first))) as entries:
+            async for entry in entries:
+                sink.write([entry])
+                sink.flush()
+                if sink.full:
+                    break
         sink.end()

@@ -199,7 +199,11 @@ class EntryAppender:
 
     async def append(self, payloads: list[bytes]) -> None:
         """Raises what an earlier batch failed with."""
-        await self._writer.wait_writable()
+        try:
+            await self._writer.wait_writable()
+        except LedgerClosedError:
+            await self.finish()  # raises why
+            raise
         self._outstanding.append(self._writer.append_many(payloads))
         while self._outstanding and self._outstanding[0].done():
             self._stored(*self._outstanding.popleft().result())

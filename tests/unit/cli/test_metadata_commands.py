@@ -1,0 +1,285 @@
+"""The commands that need no bookie, against an SQLite metadata store."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bkctl.formats.cookie import make_cookie
+from bkctl.formats.service_info import BookieServiceInfo, Endpoint
+from bkctl.metadata.registration import RegistrationManager
+from bkctl.metadata.store import MetadataStore
+from bkctl.types import BookieId, EntryId, LedgerId, LedgerMetadata, MetadataState, Segment
+from tests.unit.cli.conftest import Bkctl
+
+ENSEMBLE = tuple(BookieId(f"10.0.0.{n}:3181") for n in (1, 2, 3))
+
+
+def in_store(uri: str, work: Callable[[MetadataStore], Awaitable[None]]) -> None:
+    async def run() -> None:
+        store = await MetadataStore.open(uri)
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def ledger(state: MetadataState, **changes: Any) -> LedgerMetadata:
+    segments = (Segment(EntryId(0), ENSEMBLE),)
+    metadata = LedgerMetadata(3, 3, 2, segments, ctime_ms=1_700_000_000_123, password=b"secret", **changes)
+    if state is MetadataState.CLOSED:
+        return metadata.with_closed(EntryId(9), 2048)
+    return metadata.with_state(state)
+
+
+def create_ledgers(uri: str, states: list[MetadataState]) -> list[int]:
+    ids: list[int] = []
+
+    async def create(store: MetadataStore) -> None:
+        for state in states:
+            custom = {"application": b"pulsar", "raw": b"\xff"}
+            ledger_id, _ = await store.ledgers.create(ledger(state, custom_metadata=custom), creator_token=7)
+            ids.append(ledger_id)
+
+    in_store(uri, create)
+    return sorted(ids)
+
+
+@pytest.fixture
+def ledgers(uri: str) -> list[int]:
+    """Ids of an open, an in-recovery and three closed ledgers."""
+    return create_ledgers(uri, [MetadataState.OPEN, MetadataState.IN_RECOVERY] + [MetadataState.CLOSED] * 3)
+
+
+def items(bkctl: Bkctl, *arguments: str) -> list[dict[str, Any]]:
+    result = bkctl(*arguments, "-o", "json")
+    assert result.code == 0, result.err
+    return json.loads(result.out)["items"]  # type: ignore[no-any-return]
+
+
+def test_init_makes_a_cluster_once(bkctl: Bkctl, tmp_path: Path) -> None:
+    uri = f"sqlite://{tmp_path}/new.db"
+    (first,) = items(bkctl, "cluster", "init", "-u", uri)
+    (again,) = items(bkctl, "cluster", "init", "-u", uri)
+    assert (first["created"], again["created"]) == (True, False)
+    assert first["instance_id"] == again["instance_id"]
+    assert items(bkctl, "cluster", "info", "-u", uri) == [
+        {"instance_id": first["instance_id"], "layout": "hierarchical", "metadata_uri": uri}
+    ]
+
+
+def test_a_missing_cluster_is_not_found_and_says_what_to_do(bkctl: Bkctl, tmp_path: Path) -> None:
+    result = bkctl("ledger", "list", "-u", f"sqlite://{tmp_path}/none.db")
+    assert result.code == 3
+    assert "bkctl cluster init" in result.err
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_list_shows_all_ledgers_ascending(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    rows = items(bkctl, "ledger", "list", "-u", uri)
+    assert [row["ledger_id"] for row in rows] == ledgers
+    assert bkctl("ledger", "list", "-u", uri, "-o", "name").out.split() == [str(i) for i in ledgers]
+
+
+def test_list_by_state_and_count(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    for state, count in (("open", 1), ("in_recovery", 1), ("in-recovery", 1), ("CLOSED", 3)):
+        assert items(bkctl, "ledger", "list", "-u", uri, "--state", state, "--count") == [{"count": count}]
+        assert len(items(bkctl, "ledger", "list", "-u", uri, "--state", state)) == count
+    assert items(bkctl, "ledger", "list", "-u", uri, "--count") == [{"count": 5}]
+    assert bkctl("ledger", "list", "-u", uri, "--state", "ajar").code == 2
+
+
+def test_list_reads_metadata_some_at_a_time_and_stops_at_its_limit(bkctl: Bkctl, uri: str) -> None:
+    ids = create_ledgers(uri, [MetadataState.CLOSED] * 70)
+    assert [row["ledger_id"] for row in items(bkctl, "ledger", "list", "-u", uri)] == ids
+    for form in ("name", "jsonl"):
+        assert len(bkctl("ledger", "list", "-u", uri, "--limit", "5", "-o", form).out.splitlines()) == 5
+
+
+def test_show_tells_everything_but_the_password(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    (row,) = items(bkctl, "ledger", "show", hex(ledgers[-1]), "-u", uri)
+    assert row == {
+        "ledger_id": ledgers[-1],
+        "state": "CLOSED",
+        "ensemble_size": 3,
+        "write_quorum_size": 3,
+        "ack_quorum_size": 2,
+        "digest_type": "CRC32C",
+        "last_entry_id": 9,
+        "length": 2048,
+        "ctime": "2023-11-14T22:13:20.123Z",
+        "format_version": 3,
+        "custom_metadata": {"application": "pulsar", "raw": "base64:/w=="},
+        "segments": [{"first_entry_id": 0, "ensemble": list(ENSEMBLE)}],
+    }
+
+
+def test_show_of_an_open_ledger_knows_no_end(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    (row,) = items(bkctl, "ledger", "show", str(ledgers[0]), "-u", uri)
+    assert (row["state"], row["last_entry_id"], row["length"]) == ("OPEN", None, None)
+
+
+def test_show_of_an_unknown_ledger_is_not_found(bkctl: Bkctl, uri: str) -> None:
+    assert bkctl("ledger", "show", "99", "-u", uri).code == 3
+
+
+def test_delete_needs_the_count_and_deletes(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    words = ["ledger", "delete", str(ledgers[0]), str(ledgers[1]), str(ledgers[0]), "-u", uri]
+    refused = bkctl(*words, "--yes")
+    assert refused.code == 4
+    assert "--confirm 2" in refused.err
+    assert bkctl(*words, "--confirm", "3").code == 4
+    assert items(bkctl, "ledger", "list", "-u", uri, "--count") == [{"count": 5}]
+    rows = items(bkctl, *words, "--confirm", "2")
+    assert [(row["ledger_id"], row["state"]) for row in rows] == [(i, "ok") for i in ledgers[:2]]
+    assert items(bkctl, "ledger", "list", "-u", uri, "--count") == [{"count": 3}]
+
+
+def test_delete_of_some_unknown_ledgers_is_partial(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
+    result = bkctl("ledger", "delete", "7777", str(ledgers[4]), "-u", uri, "--confirm", "2", "-o", "json")
+    assert result.code == 9
+    assert [row["state"] for row in json.loads(result.out)["items"]] == ["error", "ok"]
+    assert bkctl("ledger", "delete", "7777", "-u", uri, "--confirm", "1").code == 3
+
+
+async def register(store: MetadataStore) -> None:
+    """Bookie 1 writable, 2 read-only, 3 lost; then the view must hold until the session ends."""
+    for bookie_id in ENSEMBLE:
+        await store.cookies.create(bookie_id, make_cookie(bookie_id, ["/j"], ["/l"], "instance"))
+    for bookie_id, readonly in ((ENSEMBLE[0], False), (ENSEMBLE[1], True)):
+        host, _, port = bookie_id.partition(":")
+        info = BookieServiceInfo((Endpoint("bookie", host, int(port), "bookie-rpc"),), {"version": "1"})
+        manager = RegistrationManager(store.tree, store.root)
+        await manager.register(bookie_id, info, readonly=readonly)
+
+
+@pytest.fixture
+def bookies(uri: str) -> "Callable[[Callable[[], None]], None]":
+    """Calls a function while three bookies are known."""
+
+    def known(look: Callable[[], None]) -> None:
+        async def run(store: MetadataStore) -> None:
+            await register(store)
+            await asyncio.to_thread(look)
+
+        in_store(uri, run)
+
+    return known
+
+
+Bookies = Callable[[Callable[[], None]], None]
+
+
+def test_bookies_are_listed_by_state(bkctl: Bkctl, uri: str, bookies: Bookies) -> None:
+    def look() -> None:
+        rows = items(bkctl, "bookie", "list", "-u", uri)
+        assert [(row["bookie_id"], row["state"], row.get("address")) for row in rows] == [
+            (ENSEMBLE[0], "rw", "10.0.0.1:3181"),
+            (ENSEMBLE[1], "ro", "10.0.0.2:3181"),
+            (ENSEMBLE[2], "lost", None),
+        ]
+        for flag, bookie_id in (("--rw", ENSEMBLE[0]), ("--ro", ENSEMBLE[1]), ("--lost", ENSEMBLE[2])):
+            assert bkctl("bookie", "list", flag, "-u", uri, "-o", "name").out == f"{bookie_id}\n"
+
+    bookies(look)
+
+
+def test_status_is_unhealthy_while_a_bookie_is_lost(bkctl: Bkctl, uri: str, bookies: Bookies) -> None:
+    def look() -> None:
+        result = bkctl("cluster", "status", "-u", uri, "-o", "json")
+        assert result.code == 10
+        (row,) = json.loads(result.out)["items"]
+        assert (row["state"], row["writable"], row["readonly"], row["lost"]) == ("unhealthy", 1, 1, 1)
+
+    bookies(look)
+
+
+def init(uri: str, directory: Path, *more: str) -> list[str]:
+    return [
+        *(
+            "-u",
+            uri,
+            "--bookie-id",
+            ENSEMBLE[2],
+            "--advertised-address",
+            "127.0.0.1",
+            "--set",
+            "allowLoopback=true",
+        ),
+        *("-j", str(directory / "journal"), "-l", str(directory / "ledgers"), *more),
+    ]
+
+
+def test_bookie_init_accepts_a_new_bookie_and_writes_nothing(bkctl: Bkctl, uri: str, tmp_path: Path) -> None:
+    (row,) = items(bkctl, "bookie", "init", *init(uri, tmp_path))
+    assert (row["bookie_id"], row["state"]) == (ENSEMBLE[2], "ok")
+    assert not (tmp_path / "ledgers").exists()
+
+
+def test_bookie_init_refuses_directories_with_data(bkctl: Bkctl, uri: str, tmp_path: Path) -> None:
+    (tmp_path / "ledgers" / "current").mkdir(parents=True)
+    assert bkctl("bookie", "init", *init(uri, tmp_path)).code == 0
+    (tmp_path / "ledgers" / "current" / "VERSION").touch()
+    result = bkctl("bookie", "init", *init(uri, tmp_path))
+    assert result.code == 8
+    assert str(tmp_path / "ledgers") in result.err
+
+
+def test_bookie_init_refuses_a_known_bookie(bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies) -> None:
+    bookies(lambda: None)  # its cookie stays
+    result = bkctl("bookie", "init", *init(uri, tmp_path))
+    assert result.code == 8
+    assert "cookie" in result.err
+
+
+def test_bookie_format_needs_the_bookie_id_and_empties_the_directories(
+    bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies
+) -> None:
+    bookies(lambda: None)
+    current = tmp_path / "ledgers" / "current"
+    current.mkdir(parents=True)
+    (current / "0.log").write_bytes(b"entries")
+    refused = bkctl("bookie", "format", *init(uri, tmp_path, "--yes"))
+    assert refused.code == 4
+    assert f"--confirm {ENSEMBLE[2]}" in refused.err
+    assert (current / "0.log").exists()
+    words = init(uri, tmp_path, "--confirm", ENSEMBLE[2], "--delete-cookie")
+    (row,) = items(bkctl, "bookie", "format", *words)
+    assert row["cookie_deleted"] is True
+    assert os.listdir(tmp_path / "ledgers") == []
+    assert items(bkctl, "bookie", "list", "--lost", "-u", uri, "--filter", f"bookie_id={ENSEMBLE[2]}") == []
+
+
+def test_bookie_format_refuses_while_the_bookie_is_registered(
+    bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies
+) -> None:
+    def look() -> None:
+        words = init(uri, tmp_path, "--bookie-id", ENSEMBLE[0], "--confirm", ENSEMBLE[0])
+        result = bkctl("bookie", "format", *words)
+        assert result.code == 4
+        assert "stop it first" in result.err
+
+    bookies(look)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--set", "journalDirectories"], "KEY=VALUE"),
+        (["-p", "0"], "--bookie-id"),
+        (["-c", "/nonexistent/bk.conf"], "bk.conf"),
+        (["--set", "bookiePort=many"], "bookiePort"),
+    ],
+)
+def test_bookie_settings_that_cannot_be_used_are_usage(
+    bkctl: Bkctl, uri: str, flags: list[str], words: str
+) -> None:
+    result = bkctl("bookie", "init", "-u", uri, *flags)
+    assert result.code == 2
+    assert words in result.err
