@@ -321,6 +321,10 @@ async def test_a_watch_outlives_its_session_and_misses_nothing() -> None:
     await manager.watch(ledger_id, seen.append)
     await settle()
     tree.expire_session()
+    await tree.reopen()
+    await asyncio.sleep(0.05)
+    assert seen == [created]  # read again, but not told again
+    tree.expire_session()
     closed = await other.write(ledger_id, created.value.with_closed(EntryId(0), 1), 0)
     await settle()
     await tree.reopen()
