@@ -172,8 +172,6 @@ class Link(asyncio.Protocol, Generic[M]):
         self._lost = True
         if self._timer is not None:
             self._timer.cancel()
-        self._unsent.clear()
-        self._unsent_bytes = 0
         for future, _ in self._waiting.values():
             _settle(future, type(error)(str(error)))  # each waiter raises its own
         if self._transport is not None:

@@ -135,11 +135,13 @@ def test_answers_go_to_the_sink_of_their_ledger_while_it_is_attached(run: Run) -
                 channel.attach(ledger_id, sink)
                 channel.send_adds(ledger_id, _adds(ledger_id, 10 * ledger_id, 2))
             channel.detach(3)
+            successor = Sink()
+            channel.attach(3, successor)
             await until(lambda: one.stored and two.stored)
             assert (one.stored, two.stored, gone.stored) == ([10, 11], [20, 21], [])
             bookie.connections[0].abort()
             await until(lambda: one.lost and two.lost)
-            assert gone.lost == []
+            assert gone.lost == successor.lost == []  # the successor has sent nothing
 
     run(body)
 
@@ -191,6 +193,8 @@ def test_deferred_adds_and_their_force_use_the_v3_connection(run: Run) -> None:
             assert len(bookie.connections) == 1
             bookie.connections[0].abort()
             await until(lambda: sink.lost)
+            await channel.force_ledger(1)
+            assert len(bookie.connections) == 2
 
     run(body)
 
@@ -398,6 +402,23 @@ def test_a_request_without_an_answer_times_out_and_the_connection_stays(run: Run
             bookie.answer = kind_answer
             assert await channel.read_entry(1, 0) == b"entry-0"
             assert len(bookie.connections) == 2
+
+    run(body)
+
+
+def test_requests_made_one_after_the_other_time_out_one_after_the_other(run: Run) -> None:
+    async def body() -> None:
+        async with serving(read_timeout_ms=30) as (bookie, pool):
+            bookie.answer = silence
+            channel = pool.channel(B1)
+            for _ in range(2):  # the timer stops in between
+                first = asyncio.ensure_future(channel.read_entry(1, 0))
+                await asyncio.sleep(0.015)
+                second = asyncio.ensure_future(channel.read_entry(1, 1))
+                with pytest.raises(RequestTimeoutError):
+                    await first
+                with pytest.raises(RequestTimeoutError):
+                    await second
 
     run(body)
 

@@ -152,6 +152,19 @@ def test_deferred_adds_are_reported_as_runs() -> None:
     assert isinstance(refused.error, LedgerFencedError)
 
 
+def test_deferred_adds_answered_out_of_order_are_runs_of_their_own() -> None:
+    connection = ClientConnectionV3("b1")
+    ten, eleven, twelve = _requests(connection.deferred_adds(5, 10, [b"a", b"b", b"c"], KEY))
+    (other,) = _requests(connection.deferred_adds(6, 12, [b"d"], KEY))
+    stream = b"".join(encode_response(r, ResultCode.EOK) for r in (ten, twelve, eleven, other))
+    assert connection.receive(stream) == [
+        AddsStored(5, 10, 10),
+        AddsStored(5, 12, 12),
+        AddsStored(5, 11, 11),
+        AddsStored(6, 12, 12),
+    ]
+
+
 def test_answers_that_nobody_waits_for_are_counted() -> None:
     connection = ClientConnectionV3("b1")
     forgotten, frame = connection.read_lac(5)
