@@ -23,7 +23,8 @@ PasswordFile = Annotated[
     typer.Option(
         "--password-file",
         metavar="FILE",
-        help="The ledger's password, without the newline at its end; else BKCTL_LEDGER_PASSWORD, else none.",
+        help="The ledger's password, without the newline at its end; else BKCTL_LEDGER_PASSWORD, else the "
+        "one in the ledger's metadata (a new ledger: none).",
     ),
 ]
 EnsembleSize = Annotated[
@@ -105,10 +106,11 @@ def parse_custom_metadata(pairs: list[str] | None) -> dict[str, bytes]:
     return metadata
 
 
-def read_password(path: Path | None) -> bytes:
-    """From the file, else from BKCTL_LEDGER_PASSWORD, else empty. Raises BadInputError."""
+def read_password(path: Path | None) -> bytes | None:
+    """From the file, else from BKCTL_LEDGER_PASSWORD, else None. Raises BadInputError."""
     if path is None:
-        return os.fsencode(os.environ.get("BKCTL_LEDGER_PASSWORD", ""))
+        text = os.environ.get("BKCTL_LEDGER_PASSWORD")
+        return None if text is None else os.fsencode(text)
     try:
         with path.open("rb") as file:
             password = file.read(_PASSWORD_BYTES_MAX + 1)

@@ -27,6 +27,7 @@ from bkctl.cli.arguments import (
 )
 from bkctl.cli.context import metadata_uri, metadata_uri_to_change
 from bkctl.cli.histogram import Histogram
+from bkctl.cli.ledger_read import opened
 from bkctl.cli.ledger_write import NewLedger
 from bkctl.cli.progress import progress
 from bkctl.cli.render import Column, Row, emit
@@ -218,11 +219,11 @@ async def _add(writer: "LedgerWriter", payload: bytes, load: Load) -> Measuremen
     return measurement
 
 
-async def _read(uri: str, ledger_id: LedgerId, password: bytes, load: Load) -> Row:
+async def _read(uri: str, ledger_id: LedgerId, password: bytes | None, load: Load) -> Row:
     from bkctl.client.bookkeeper import BookKeeper
 
     async with await BookKeeper.connect(uri) as client:
-        reader = await client.open_ledger_no_recovery(ledger_id, password)
+        reader = await opened(client, ledger_id, password)
         available = reader.last_add_confirmed + 1
         if available == 0:
             raise NoSuchEntryError(f"ledger {ledger_id} has no confirmed entries to read")

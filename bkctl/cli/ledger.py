@@ -23,12 +23,14 @@ from bkctl.cli.context import metadata_store, metadata_uri, metadata_uri_to_chan
 from bkctl.cli.exit_codes import ExitCode
 from bkctl.cli.ledger_rows import LEDGER_COLUMNS, all_metadata, ledger_row
 from bkctl.cli.options import Output, global_options
+from bkctl.cli.progress import progress
 from bkctl.cli.render import Column, Row, RowWriter, emit
-from bkctl.errors import BadInputError, BkctlError
-from bkctl.types import LedgerId, MetadataState
+from bkctl.errors import BadInputError, BkctlError, NoSuchLedgerError
+from bkctl.types import BookieId, DigestType, LedgerId, MetadataState
 
 if TYPE_CHECKING:
-    pass
+    from bkctl.client.bookkeeper import BookKeeper
+    from bkctl.formats.entry import Digester
 
 app = group("Ledgers: create, write, read, fence, recover, delete.")
 app.command("write")(ledger_write.write)
@@ -108,7 +110,8 @@ def fence(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
 
     ledger_id, uri = parse_ledger_id(ledger), metadata_uri_to_change()
     confirm.confirm_change(f"fences ledger {ledger_id}: whoever writes to it can add nothing more")
-    emit("LedgerFence", [run(_fence(uri, ledger_id, read_password(password_file)))], _RECOVERY_COLUMNS)
+    row = run(_recovered(uri, ledger_id, read_password(password_file), fence_only=True))
+    emit("LedgerFence", [row], _RECOVERY_COLUMNS)
 
 
 @app.command("recover")
@@ -118,7 +121,8 @@ def recover(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
 
     ledger_id, uri = parse_ledger_id(ledger), metadata_uri_to_change()
     confirm.confirm_change(f"fences, recovers and closes ledger {ledger_id}: whoever writes to it is stopped")
-    emit("LedgerRecovery", [run(_recover(uri, ledger_id, read_password(password_file)))], _RECOVERY_COLUMNS)
+    row = run(_recovered(uri, ledger_id, read_password(password_file), fence_only=False))
+    emit("LedgerRecovery", [row], _RECOVERY_COLUMNS)
 
 
 @app.command("delete")
@@ -165,8 +169,73 @@ async def _create(uri: str, wanted: "ledger_write.NewLedger") -> Row:
     from bkctl.client.bookkeeper import BookKeeper
 
     async with await BookKeeper.connect(uri) as client:
-        writer = await wanted.create(client)
+        writer = await wanted.create(client, unclaimed=True)
         return ledger_row(writer.ledger_id, writer.metadata)
+
+
+async def _lac(uri: str, ledger_id: LedgerId, password: bytes | None) -> list[Row]:
+    from bkctl.client.bookkeeper import BookKeeper
+    from bkctl.formats.entry import Digester
+
+    async with await BookKeeper.connect(uri) as client:
+        metadata = (await client.metadata.ledgers.read(ledger_id)).value
+        known = password if password is not None else metadata.password
+        digester = Digester(metadata.digest_type or DigestType.CRC32, known or b"")
+        return [await _lac_row(client, ledger_id, b, digester) for b in metadata.last_segment.ensemble]
+
+
+async def _lac_row(
+    client: "BookKeeper", ledger_id: LedgerId, bookie_id: BookieId, digester: "Digester"
+) -> Row:
+    """`lac` is the larger of the explicit one and that in the last entry."""
+    row: dict[str, Any] = {"bookie_id": bookie_id, "state": "ok", "lac": None}
+    row |= {"explicit_lac": None, "last_entry_id": None, "error": None}
+    try:
+        packet, last_entry = await client.pool.channel(bookie_id).read_lac(ledger_id)
+        if packet:
+            row["explicit_lac"] = row["lac"] = digester.open_lac(packet, ledger_id)
+        if last_entry:
+            header = digester.open_last_entry(last_entry, ledger_id)
+            row |= {"last_entry_id": header.entry_id, "lac": max(header.lac, row["explicit_lac"] or -1)}
+    except NoSuchLedgerError:
+        row["state"] = "no entries"
+    except BkctlError as error:
+        row |= {"state": "error", "error": str(error)}
+    return row
+
+
+async def _recovered(uri: str, ledger_id: LedgerId, password: bytes | None, *, fence_only: bool) -> Row:
+    from bkctl.client.bookkeeper import BookKeeper
+
+    async with await BookKeeper.connect(uri) as client:
+        recover = client.fence_ledger if fence_only else client.recover_ledger
+        with progress(f"ledger {ledger_id}", None) as update:
+            report = await recover(
+                ledger_id,
+                password,
+                on_progress=lambda at: update(
+                    at.entries_rewritten, f"{at.phase}: {at.entries_rewritten:,} entries"
+                ),
+            )
+    lacs = report.lac_by_bookie.items()
+    return {
+        "ledger_id": ledger_id,
+        "state": report.metadata.value.state.name,
+        "last_entry_id": report.last_entry_id if report.metadata.value.closed else None,
+        "entries_rewritten": report.entries_rewritten,
+        "lac_by_bookie": {bookie_id: lac for bookie_id, lac in lacs if not isinstance(lac, BkctlError)},
+        "errors": {bookie_id: str(lac) for bookie_id, lac in lacs if isinstance(lac, BkctlError)},
+    }
+
+
+_RECOVERY_COLUMNS = [
+    Column("ledger_id"),
+    Column("state"),
+    Column("last_entry_id"),
+    Column("entries_rewritten"),
+    Column("lac_by_bookie"),
+    Column("errors"),
+]
 
 
 async def _list(uri: str, state: MetadataState | None) -> None:

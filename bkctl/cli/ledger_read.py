@@ -23,7 +23,9 @@ from bkctl.errors import BadInputError, NoSuchEntryError
 from bkctl.types import EntryId, LedgerId
 
 if TYPE_CHECKING:
-    from bkctl.client.reader import Entry
+    from bkctl.client.bookkeeper import BookKeeper
+    from bkctl.client.reader import LedgerReader
+    from bkctl.quorum.reads import Entry
 
 RangeArgument = Annotated[
     str,
@@ -170,11 +172,18 @@ def _preview(text: str) -> str:
     return text if len(text) <= _PREVIEW_CHARS else text[: _PREVIEW_CHARS - 1] + "…"
 
 
-async def _read(uri: str, wanted: LedgerRange, password: bytes, sink: Sink) -> None:
+async def opened(client: "BookKeeper", ledger_id: LedgerId, password: bytes | None) -> "LedgerReader":
+    """The ledger as it is, its writer undisturbed; `password` None: that of the metadata."""
+    if password is None:
+        password = (await client.metadata.ledgers.read(ledger_id)).value.password or b""
+    return await client.open_ledger_no_recovery(ledger_id, password)
+
+
+async def _read(uri: str, wanted: LedgerRange, password: bytes | None, sink: Sink) -> None:
     from bkctl.client.bookkeeper import BookKeeper
 
     async with await BookKeeper.connect(uri) as client:
-        reader = await client.open_ledger_no_recovery(wanted.ledger_id, password)
+        reader = await opened(client, wanted.ledger_id, password)
         end = reader.last_add_confirmed
         last = end if wanted.last is None else wanted.last
         if last > end:
@@ -196,12 +205,12 @@ async def _read(uri: str, wanted: LedgerRange, password: bytes, sink: Sink) -> N
 
 
 async def _tail(
-    uri: str, ledger_id: LedgerId, password: bytes, first: int | None, count: int, sink: Sink
+    uri: str, ledger_id: LedgerId, password: bytes | None, first: int | None, count: int, sink: Sink
 ) -> None:
     from bkctl.client.bookkeeper import BookKeeper
 
     async with await BookKeeper.connect(uri) as client:
-        reader = await client.open_ledger_no_recovery(ledger_id, password)
+        reader = await opened(client, ledger_id, password)
         if first is None:
             first = max(0, reader.last_add_confirmed + 1 - count)
         async with aclosing(reader.tail(EntryId(first))) as entries:

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -32,8 +32,15 @@ from bkctl.cli.arguments import (
 from bkctl.cli.context import metadata_uri_to_change
 from bkctl.cli.entry_framing import Cutter, Framing, LengthCutter, LineCutter
 from bkctl.cli.render import Column, Row, emit, format_bytes
-from bkctl.errors import BadInputError, BkctlError
-from bkctl.types import INVALID_ENTRY_ID, DigestType, EntryId, LedgerId
+from bkctl.errors import (
+    BadInputError,
+    BkctlError,
+    ConflictError,
+    LedgerClosedError,
+    MetadataVersionError,
+    UnauthorizedAccessError,
+)
+from bkctl.types import INVALID_ENTRY_ID, DigestType, EntryId, LedgerId, MetadataState
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from bkctl.client.writer import LedgerWriter
 
 _CHUNK_BYTES = 256 * 1024
+_UNCLAIMED = "bkctl.unclaimed"  # custom metadata of a ledger that no writer has taken yet
 _ENTRY_BYTES_MAX = 5 * 1024 * 1024 - 128  # what fits a bookie's frame, with header and digest
 
 
@@ -55,7 +63,7 @@ class NewLedger:
     digest_type: DigestType
     custom_metadata: dict[str, bytes]
     ledger_id: LedgerId | None
-    password: bytes
+    password: bytes | None
 
     @classmethod
     def parse(
@@ -66,7 +74,7 @@ class NewLedger:
         digest: str,
         meta: list[str] | None,
         ledger_id: str | None,
-        password: bytes,
+        password: bytes | None,
     ) -> "NewLedger":
         """Raises BadInputError."""
         return cls(
@@ -79,7 +87,8 @@ class NewLedger:
             password,
         )
 
-    async def create(self, client: "BookKeeper") -> "LedgerWriter":
+    async def create(self, client: "BookKeeper", *, unclaimed: bool = False) -> "LedgerWriter":
+        """`unclaimed`: for one `claimed_writer` to come, not for this writer."""
         writable = len(await client.metadata.registration.writable())
         sizes = chosen_replication(self.ensemble, self.write_quorum, self.ack_quorum, writable)
         return await client.create_ledger(
@@ -87,8 +96,8 @@ class NewLedger:
             write_quorum_size=sizes.write_quorum_size,
             ack_quorum_size=sizes.ack_quorum_size,
             digest_type=self.digest_type,
-            password=self.password,
-            custom_metadata=self.custom_metadata,
+            password=self.password or b"",
+            custom_metadata=self.custom_metadata | ({_UNCLAIMED: b""} if unclaimed else {}),
             ledger_id=self.ledger_id,
         )
 
@@ -156,7 +165,7 @@ def write(
     wanted = NewLedger.parse(
         ensemble, write_quorum, ack_quorum, digest, meta, new_id, read_password(password_file)
     )
-    words = [*([ledger] if ledger is not None else []), *(files or [])]
+    words = [*([ledger] if ledger is not None else []), *map(str, files or [])]
     if entry_per is Framing.NONE:
         raise BadInputError("entries cannot be told apart with --entry-per none; take line or len")
     if entry_per is Framing.FILE:
@@ -227,6 +236,50 @@ class EntryAppender:
             self._ids.writelines(f'{{"entry_id":{entry_id}}}\n' for entry_id in range(first, last + 1))
 
 
+async def claimed_writer(client: "BookKeeper", ledger_id: LedgerId, password: bytes | None) -> "LedgerWriter":
+    """The one and only writer of a ledger that `ledger create` made.
+
+    Two writers of one ledger would store different entries under one id. So `ledger create` leaves a
+    mark in the metadata, and taking it away by compare-and-set is what makes a process the writer.
+    Raises LedgerClosedError, ConflictError (it has or had a writer), UnauthorizedAccessError.
+    """
+    from bkctl.client.bookies import BookieChooser
+    from bkctl.client.writer import LedgerWriter
+    from bkctl.formats.entry import Digester
+
+    ledgers = client.metadata.ledgers
+    found = await ledgers.read(ledger_id)
+    metadata = found.value
+    if metadata.state is not MetadataState.OPEN:
+        raise LedgerClosedError(
+            f"ledger {ledger_id} is {metadata.state.name} and takes no more entries; write to a new one"
+        )
+    if _UNCLAIMED not in metadata.custom_metadata:
+        raise ConflictError(
+            f"ledger {ledger_id} has or had a writer, and a ledger has only one; write to a new one, or to "
+            "one made with 'bkctl ledger create'"
+        )
+    stored = metadata.password or b""
+    if password is not None and password != stored:
+        raise UnauthorizedAccessError(f"ledger {ledger_id}: wrong password")
+    rest = {key: value for key, value in metadata.custom_metadata.items() if key != _UNCLAIMED}
+    try:
+        claimed = await ledgers.write(ledger_id, replace(metadata, custom_metadata=rest), found.version)
+    except MetadataVersionError as error:
+        raise ConflictError(
+            f"another writer was faster to take ledger {ledger_id}; write to a new one"
+        ) from error
+    return LedgerWriter(
+        ledger_id,
+        claimed,
+        Digester(metadata.digest_type or DigestType.CRC32, stored),
+        pool=client.pool,
+        ledgers=ledgers,
+        chooser=BookieChooser(client.metadata.registration, client.settings.quarantine_ms),
+        settings=client.settings,
+    )
+
+
 async def _write(
     uri: str, wanted: NewLedger, existing: LedgerId | None, source: Input, keep_open: bool, ids: TextIO | None
 ) -> Row:
@@ -236,7 +289,7 @@ async def _write(
         if existing is None:
             writer = await wanted.create(client)
         else:
-            writer = await _writer_of_empty(client, existing, wanted.password)
+            writer = await claimed_writer(client, existing, wanted.password)
         appender = EntryAppender(writer, ids)
         try:
             async for payloads in source.batches():
