@@ -61,9 +61,7 @@ def unpack_header(header: int) -> tuple[int, int, int]:
     return (0, header, 0) if version == 0 else (version, header >> 16 & 0xFF, header & 0xFFFF)
 
 
-ADD_HEADER = pack_header(VERSION, ADD_ENTRY)
 READ_HEADER = pack_header(VERSION, READ_ENTRY)
-BATCH_READ_HEADER = pack_header(VERSION, BATCH_READ_ENTRY)
 
 
 @dataclass(frozen=True, slots=True)
