@@ -16,7 +16,9 @@ _BKCTL = [sys.executable, "-m", "bkctl"]
 
 def bkctl(*arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
     """Run one command to its end."""
-    return subprocess.run([*_BKCTL, *arguments], input=stdin, capture_output=True, timeout=timeout_s, check=False)
+    return subprocess.run(
+        [*_BKCTL, *arguments], input=stdin, capture_output=True, timeout=timeout_s, check=False
+    )
 
 
 class BookieProcess:
@@ -77,11 +79,15 @@ class BookieProcess:
 
 
 @contextlib.contextmanager
-def bookies(uri: str, directory: Path, count: int, settings: Sequence[str] = ()) -> Iterator[list[BookieProcess]]:
+def bookies(
+    uri: str, directory: Path, count: int, settings: Sequence[str] = ()
+) -> Iterator[list[BookieProcess]]:
     """`count` running bookies on an initialised cluster; stopped at the end, however it ends."""
     made = bkctl("cluster", "init", "-u", uri)
     assert made.returncode == 0, made.stderr
-    started = [BookieProcess(uri, directory / f"bookie-{n}", f"bookie-{n}", settings) for n in range(1, count + 1)]
+    started = [
+        BookieProcess(uri, directory / f"bookie-{n}", f"bookie-{n}", settings) for n in range(1, count + 1)
+    ]
     try:
         for bookie in started:
             bookie.start(wait=False)
