@@ -101,6 +101,6 @@ class ZooKeeperServer:
             contextlib.suppress(OSError),
             socket.create_connection(("127.0.0.1", self.port), 1) as connection,
         ):
-            connection.sendall(b"ruok")
-            return connection.recv(16) == b"imok"
+            connection.sendall(b"srvr")  # "ruok" says yes before clients are served
+            return b"Mode:" in connection.makefile("rb").read()
         return False

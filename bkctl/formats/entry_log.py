@@ -209,28 +209,6 @@ def unpack_entry_size(window: bytes, at: int, ledger_id: int, entry_id: int) -> 
     return int(size)
 
 
-def unpack_following(
-    window: bytes, at: int, ledger_id: int, entry_id: int, count_max: int
-) -> dict[bytes, bytes]:
-    """By their first 16 bytes, the entries that follow `entry_id` without a break from `at` on.
-
-    Only whole ones, `count_max` at most; the first other bytes end it.
-    """
-    entries: dict[bytes, bytes] = {}
-    while len(entries) < count_max and len(window) - at >= _ENTRY_HEAD.size:
-        entry_id += 1
-        size, found_ledger_id, found_entry_id = _ENTRY_HEAD.unpack_from(window, at)
-        end = at + SIZE_BYTES + size
-        if (found_ledger_id, found_entry_id) != (ledger_id, entry_id) or size < ENTRY_BYTES_MIN:
-            break
-        if end > len(window):
-            break
-        entry = window[at + SIZE_BYTES : end]
-        entries[entry[:ENTRY_BYTES_MIN]] = entry
-        at = end
-    return entries
-
-
 def scan(read: Read, file_bytes: int, *, entry_bytes_max: int = LOG_ID_MAX) -> Iterator[ScannedEntry]:
     """Every entry of a log in file order; a torn last entry ends the scan, padding is passed over.
 

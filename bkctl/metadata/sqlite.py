@@ -77,9 +77,11 @@ class _Worker:
                 raise
             raise MetadataLostError(str(exc)) from exc
         if before is not None:
-            if before.instance != database.instance:
+            try:
+                database.check_continues(before)
+            except MetadataLostError:
                 database.close()
-                raise MetadataLostError(f"{self._path}: the file now holds another cluster's metadata")
+                raise
             before.close()
         self._database, self._reaper = database, Reaper(database)
         self._session_id, self._feed_seq, self._reap_at_ns = session_id, None, 0
@@ -153,7 +155,8 @@ class _Worker:
         if time.monotonic_ns() >= self._reap_at_ns:
             self._reap_at_ns = time.monotonic_ns() + _REAP_INTERVAL_NS
             try:
-                self._reaper.reap(self._session_id)
+                if self._reaper.reap(self._session_id):
+                    self._data_version = 0  # our own commits do not change it, but these are news
             except MetadataUnreachableError:
                 pass  # a locked store or a full disk: somebody else will, or we the next time
         return self._database

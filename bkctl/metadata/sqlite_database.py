@@ -73,9 +73,11 @@ class Database:
             with self._ours(CorruptDataError):
                 self._create()
         self._inode, self._size_bytes = self._stat(MetadataUnreachableError)
+        if path.is_dir():
+            raise BadInputError(f"{path}: a directory, not a metadata database")
         if self._size_bytes == 0:
             raise CorruptDataError(f"{path}: not a metadata database: the file is empty")
-        if not os.access(path, os.R_OK | os.W_OK):
+        if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
             raise MetadataUnreachableError(f"{path}: this user may not read and write the metadata database")
         uri = f"file:{quote(str(path))}?mode=rw"
         with self._ours(CorruptDataError):
@@ -115,12 +117,20 @@ class Database:
         inode, size_bytes = self._stat(MetadataLostError)
         if inode != self._inode:
             raise MetadataLostError(f"{self.path}: the metadata database was replaced by another file")
-        if size_bytes < self._size_bytes:
-            raise MetadataLostError(
-                f"{self.path}: the metadata database was truncated from {self._size_bytes} "
-                f"to {size_bytes} bytes"
-            )
+        self._check_not_truncated(self._size_bytes, size_bytes)
         self._size_bytes = size_bytes
+
+    def check_continues(self, before: "Database") -> None:
+        """Raises MetadataLostError unless this is the store that `before` was, with all its bytes."""
+        if self.instance != before.instance:
+            raise MetadataLostError(f"{self.path}: the file now holds another cluster's metadata")
+        self._check_not_truncated(before._size_bytes, self._size_bytes)
+
+    def _check_not_truncated(self, before_bytes: int, now_bytes: int) -> None:
+        if now_bytes < before_bytes:
+            raise MetadataLostError(
+                f"{self.path}: the metadata database was truncated from {before_bytes} to {now_bytes} bytes"
+            )
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:

@@ -166,12 +166,15 @@ class Reaper:
     _boot_id: str = field(default_factory=boot_id)
     _lock_missing_since_ns: dict[int, int] = field(default_factory=dict)
 
-    def reap(self, own_session_id: int) -> None:
+    def reap(self, own_session_id: int) -> bool:
+        """Whether any was ended."""
         with self.database.read() as connection:
             rows = connection.execute("SELECT id, boot_id, timeout_ms, lock_inode FROM session").fetchall()
-        for row in (_SessionRow(*row) for row in rows):
-            if row.id != own_session_id and self._is_over(row):
-                end_session(self.database, row.id)
+        others = [_SessionRow(*row) for row in rows if row[0] != own_session_id]
+        over = [row.id for row in others if self._is_over(row)]
+        for session_id in over:
+            end_session(self.database, session_id)
+        return bool(over)
 
     def _is_over(self, row: _SessionRow) -> bool:
         if row.boot_id != self._boot_id:

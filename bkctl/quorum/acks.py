@@ -30,7 +30,7 @@ class AckWatermarks:
     def __init__(self, schedule: RoundRobinSchedule, acked: EntryId) -> None:
         self._schedule = schedule
         self._striped = schedule.striped
-        self._ack_rank = schedule.ensemble_size - schedule.ack_quorum_size
+        self._ack_rank = max(0, schedule.ensemble_size - 1)
         self._ahead: list[list[tuple[int, int]]] = [[] for _ in range(schedule.ensemble_size)]
         self._stored_below = [
             schedule.next_stored(BookieIndex(index), acked + 1) for index in range(schedule.ensemble_size)

@@ -33,6 +33,8 @@ def run_story(seed: int) -> World:
             world.step()
     world.heal()
     world.settle()
+    if writer.alive:
+        assert writer.machine.state not in (WriterState.CHANGING, WriterState.CLOSING), "I14: stuck"
     if writer.open:
         assert all(e in world.outcomes for e in world.payloads), "I14: an add without outcome"
     last = Recoverer(world)
@@ -57,7 +59,7 @@ def test_the_stories_are_worth_telling() -> None:
     """The world must produce ensemble changes, acknowledged entries and several segments."""
     worlds = [run_story(seed) for seed in range(40)]
     assert sum(world.acked >= 0 for world in worlds) > 20
-    assert sum(len(world.store.current.value.segments) > 1 for world in worlds) > 10
+    assert sum(len(world.store.current.value.segments) > 1 for world in worlds) > 5
     assert any(not ok for world in worlds for ok in world.outcomes.values())
 
 

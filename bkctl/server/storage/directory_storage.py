@@ -30,6 +30,7 @@ from bkctl.server.storage.write_cache import WriteCache
 
 _READ_SPAN_BYTES = 256 * 1024  # entries this close are read at once, if
 _READ_GAP_BYTES = 16 * 1024  # no gap between two of them is wider than this
+_READ_AHEAD_BYTES = 128 * 1024
 _EXPECTED_COUNT_MAX = 1024  # readers that are remembered
 
 
@@ -105,7 +106,7 @@ class DirectoryStorage:
         self._locations = locations
         self._writer = EntryLogWriter(settings.ledger_dir, fs, log_bytes_max=settings.entry_log_bytes_max)
         self._reader = EntryLogReader(settings.ledger_dir, fs)
-        self._read_ahead_max = settings.read_ahead_count
+        self._read_ahead_count = settings.read_ahead_count
         self._expected: set[tuple[int, int]] = set()  # (ledger id, entry id) behind what was read
         self._read_cache = ReadCache(settings.read_cache_bytes)
         self.ledgers = {id_: LedgerDescriptor(self, id_, data) for id_, data in ledgers.load().items()}
@@ -124,7 +125,7 @@ class DirectoryStorage:
         assert ledger_id >= 0, ledger_id  # negative keys are reserved in the index (trap T13)
         assert ledger_id not in self.ledgers, ledger_id
         if self._pending_deletion(ledger_id):
-            self._read_cache.discard_ledgers([ledger_id])
+            self._read_cache.discard((), [ledger_id])
         descriptor = LedgerDescriptor(self, ledger_id, fmt.LedgerData(False, master_key))
         self.ledgers[ledger_id] = descriptor
         self._changed.add(ledger_id)
@@ -208,37 +209,46 @@ class DirectoryStorage:
         None: no such entry here. OSError or CorruptDataError: it should be here and cannot be read,
         which must never be taken for "no such entry".
         """
-        epoch = self._read_cache.epoch
         hidden = {ledger_id for ledger_id, _ in wanted if self._pending_deletion(ledger_id)}
-        keys = [fmt.entry_key(*ids) for ids in wanted]
-        try:
-            locations = self._locations.get(keys)
-        except (OSError, CorruptDataError) as exc:
-            return [exc] * len(wanted)
         results: list[bytes | Exception | None] = [None] * len(wanted)
-        found = sorted(
-            (location, i)
-            for i, location in enumerate(locations)
-            if location is not None and wanted[i][0] not in hidden
-        )
         entries: dict[bytes, bytes] = {}
-        for span in _spans(found):
-            near = [Wanted(location, *wanted[i]) for location, i in span]
-            loaded, ahead = self._reader.near_entries(near, read_ahead_count=self._read_ahead_count(near))
-            for (_, i), entry in zip(span, loaded, strict=True):
-                results[i] = entry
-                if isinstance(entry, bytes):
-                    entries[keys[i]] = entry
-            entries.update(ahead)
-            self._expected.add((near[-1].ledger_id, near[-1].entry_id + len(ahead) + 1))
+        epoch = self._read_cache.epoch
+        try:
+            locations = self._locations.get([fmt.entry_key(*ids) for ids in wanted])
+            found = sorted(
+                (location, i)
+                for i, location in enumerate(locations)
+                if location is not None and wanted[i][0] not in hidden
+            )
+            for span in _spans(found):
+                near = [Wanted(location, *wanted[i]) for location, i in span]
+                loaded = self._reader.near_entries(near + self._ahead(near))
+                entries.update((e[: fmt.ENTRY_KEY_BYTES], e) for e in loaded if isinstance(e, bytes))
+                for (_, i), entry in zip(span, loaded, strict=False):  # behind them: what was read ahead
+                    results[i] = entry
+        except (OSError, CorruptDataError) as exc:  # of the index
+            return [exc] * len(wanted)
         self._read_cache.add(entries, epoch)
         return results
 
-    def _read_ahead_count(self, near: Sequence[Wanted]) -> int:
-        """Read ahead for a reader that goes on where the last read stopped."""
-        if len(self._expected) > _EXPECTED_COUNT_MAX:
+    def _ahead(self, near: Sequence[Wanted]) -> list[Wanted]:
+        """What to read ahead, behind `near`, for a reader that goes on where the last read stopped.
+
+        The index says which entries follow: an entry log may hold an older copy of one of them.
+        """
+        location_min, ledger_id, last_id = near[-1]
+        location_max = near[0].location + _READ_AHEAD_BYTES
+        ahead: list[Wanted] = []
+        if (near[0].ledger_id, near[0].entry_id) in self._expected and self._read_ahead_count:
+            for entry_id, location in self._locations.following(ledger_id, last_id, self._read_ahead_count):
+                if entry_id != last_id + len(ahead) + 1 or not location_min < location < location_max:
+                    break
+                ahead.append(Wanted(location, ledger_id, entry_id))
+                location_min = location
+        if len(self._expected) >= _EXPECTED_COUNT_MAX:
             self._expected.clear()
-        return self._read_ahead_max if (near[0].ledger_id, near[0].entry_id) in self._expected else 0
+        self._expected.add((ledger_id, last_id + len(ahead) + 1))
+        return ahead
 
     def _pending_deletion(self, ledger_id: int) -> bool:
         """Whether the index still has entries of a ledger that was deleted."""
@@ -275,9 +285,9 @@ class DirectoryStorage:
         if frozen.deleted:
             # Before the entries: a ledger that was deleted and made anew keeps its new ones (trap T9).
             self._locations.delete_ledgers(frozen.deleted)
-            self._read_cache.discard_ledgers(frozen.deleted)
         if keys:
             self._locations.put(keys, locations)
+        self._read_cache.discard(frozen.cache.index.keys(), frozen.deleted)
         if keys or frozen.deleted:
             self._locations.sync()
         if frozen.changed or frozen.deleted:

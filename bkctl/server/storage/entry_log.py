@@ -26,7 +26,6 @@ SIZE_BYTES_MAX = 1 << 30  # the largest logSizeLimit that upstream allows
 _WRITE_RECORDS = 4096  # records per write: bounds what is held in lists
 _OPEN_FILES_MAX = 64
 _ENTRY_GUESS_BYTES = 4096  # read for an entry of unknown size
-_READ_AHEAD_BYTES = 128 * 1024  # instead, when the entries behind it are wanted too
 _AFTER_ANY_ENTRY = b"\x7f" + b"\xff" * 7  # as the second half of an entry key
 
 
@@ -162,30 +161,25 @@ class EntryLogReader:
 
     def entry(self, wanted: Wanted) -> bytes:
         """Raises OSError: the log cannot be read. CorruptDataError: the entry is not at its place."""
-        (entry,), _ = self.near_entries([wanted], read_ahead_count=0)
+        (entry,) = self.near_entries([wanted])
         if isinstance(entry, Exception):
             raise entry
         return entry
 
-    def near_entries(
-        self, wanted: Sequence[Wanted], *, read_ahead_count: int
-    ) -> tuple[list[bytes | Exception], dict[bytes, bytes]]:
+    def near_entries(self, wanted: Sequence[Wanted]) -> list[bytes | Exception]:
         """Entries of one log, ascending and close together, with one read.
 
-        Returns the entries, or why one cannot be had (OSError, CorruptDataError), and by their keys
-        up to `read_ahead_count` entries that follow the last one.
+        In place of an entry that cannot be had: why (OSError, CorruptDataError).
         """
-        guess_bytes = _READ_AHEAD_BYTES if read_ahead_count else _ENTRY_GUESS_BYTES
-        first_location = wanted[0].location
+        first_location, last_location = wanted[0].location, wanted[-1].location
         try:
             log_id, position = fmt.unpack_location(first_location)
             start = position - fmt.SIZE_BYTES
             file = self._file(log_id)
-            window = self._fs.read(file.fd, wanted[-1].location - first_location + guess_bytes, start)
+            window = self._fs.read(file.fd, last_location - first_location + _ENTRY_GUESS_BYTES, start)
         except (OSError, CorruptDataError) as exc:
-            return [exc] * len(wanted), {}
+            return [exc] * len(wanted)
         entries: list[bytes | Exception] = []
-        end = 0
         for location, ledger_id, entry_id in wanted:
             at = location - first_location
             try:
@@ -197,7 +191,7 @@ class EntryLogReader:
                     entries.append(self._large_entry(file, start + at + fmt.SIZE_BYTES, size))
             except (OSError, CorruptDataError) as exc:
                 entries.append(exc)
-        return entries, fmt.unpack_following(window, end, *wanted[-1][1:], read_ahead_count)
+        return entries
 
     def scan(self, log_id: int) -> Iterator[fmt.ScannedEntry]:
         """Every entry of a log; raises OSError, CorruptDataError as formats.entry_log.scan does."""

@@ -18,6 +18,7 @@ import errno
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -112,6 +113,15 @@ class LocationsIndex:
         with _named(self._path):
             keys = cast(Iterator[bytes], self._database.keys(from_key=first, read_opt=_before(end)))
             return fmt.entry_ids_of_keys(keys)
+
+    def following(self, ledger_id: int, entry_id: int, count_max: int) -> list[tuple[int, int]]:
+        """(entry id, location) of the entries next after `entry_id`; raises OSError, CorruptDataError."""
+        first, end = fmt.entry_key(ledger_id, entry_id + 1), fmt.entry_key_range(ledger_id)[1]
+        with _named(self._path):
+            items = self._database.items(from_key=first, read_opt=_before(end))
+            found = list(islice(cast(Iterator[tuple[bytes, bytes]], items), count_max))
+        entry_ids = fmt.entry_ids_of_keys(key for key, _ in found)
+        return [(i, fmt.unpack_location_value(value)) for i, (_, value) in zip(entry_ids, found, strict=True)]
 
     def close(self) -> None:
         with _named(self._path):

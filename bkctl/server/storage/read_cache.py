@@ -7,7 +7,7 @@ Source: spec storage section 7.3; upstream ReadCache.
 """
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from bkctl.formats.index import LEDGER_KEY_BYTES, ledger_key
 
@@ -28,7 +28,7 @@ class ReadCache:
         return entry if entry is not None else self._old.get(key)
 
     def add(self, entries: Mapping[bytes, bytes], epoch: int) -> None:
-        """Take over `entries`, unless ledgers were discarded since `epoch` was read.
+        """Take over `entries`, unless something was discarded since `epoch` was read.
 
         More than half the limit at once is not kept.
         """
@@ -41,11 +41,14 @@ class ReadCache:
             self._young.update(entries)
             self._young_bytes += size_bytes
 
-    def discard_ledgers(self, ledger_ids: Collection[int]) -> None:
+    def discard(self, keys: Iterable[bytes], ledger_ids: Collection[int]) -> None:
+        """Forget these entries and all entries of these ledgers: the index has others by now."""
         prefixes = {ledger_key(ledger_id) for ledger_id in ledger_ids}
         with self._lock:
             self.epoch += 1
-            self._young, self._old = (
-                {key: entry for key, entry in generation.items() if key[:LEDGER_KEY_BYTES] not in prefixes}
-                for generation in (self._young, self._old)
-            )
+            for generation in (self._young, self._old):
+                stale = generation.keys() & keys
+                if prefixes:
+                    stale.update(key for key in generation if key[:LEDGER_KEY_BYTES] in prefixes)
+                for key in stale:
+                    del generation[key]
