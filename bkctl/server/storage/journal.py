@@ -92,15 +92,18 @@ class _JournalFile:
             Path(settings.directory, journal_format.file_name(journal_id)),
             os.O_RDWR | os.O_CREAT | os.O_EXCL,
         )
-        header = journal_format.header(settings.write_format)
-        fs.write(self._fd, header, 0)
         self.journal_id = journal_id
-        self.position = len(header)
+        self.position = journal_format.data_start(settings.write_format)
         self._reserved = self.position  # beyond it the file has no blocks yet
         self._cached_from = 0
-        self._reserve(1)
-        fs.fsync(self._fd)
-        fs.fsync_dir(settings.directory)
+        try:
+            fs.write(self._fd, journal_format.header(settings.write_format), 0)
+            self._reserve(1)
+            fs.fsync(self._fd)
+            fs.fsync_dir(settings.directory)
+        except OSError:
+            self.close()
+            raise
 
     @property
     def mark(self) -> LogMark:
@@ -296,8 +299,9 @@ class Journal:
         if not self._unsynced:
             self._file.drop_cached()
         if full and not last:
-            self._file.close()
-            self._open_file(self._file.journal_id + 1)
+            old_file = self._file
+            self._open_file(old_file.journal_id + 1)
+            old_file.close()
 
     def _sync_is_due(self) -> bool:
         return (time.monotonic() - self._synced_s) * 1000 >= self._settings.sync_interval_ms

@@ -307,6 +307,15 @@ def test_without_sync_the_last_bytes_are_synced_after_the_interval(tmp_path: Pat
     assert running.journal.mark().offset == 1024
 
 
+def test_without_sync_stop_syncs_all_the_same(tmp_path: Path) -> None:
+    with Running(tmp_path, sync_data=False, sync_interval_ms=3_600_000) as running:
+        running.journal._synced_s = float("inf")  # no sync is due
+        running.add(0)
+        assert not running.disk.data_synced.is_set()
+    assert running.disk.data_synced.is_set()
+    assert running.journal.mark().offset == 1024
+
+
 # -- files --------------------------------------------------------------------------------------
 
 
@@ -327,6 +336,16 @@ def test_an_existing_file_is_never_appended_to(tmp_path: Path) -> None:
     assert first.read_bytes() == before
     assert int(second.stem, 16) == int(first.stem, 16) + 1
     assert entry_ids(replayed(tmp_path)) == [0, 1]
+
+
+def test_a_file_that_appears_under_the_next_name_is_not_written_over(tmp_path: Path) -> None:
+    with Running(tmp_path, size_bytes_max=600) as running:
+        foreign = journal_file(tmp_path, NOW_MS + 2, record(5))
+        before = foreign.read_bytes()
+        running.add(0)
+        running.wait_for_failure()
+    assert [type(error) for error in running.failures] == [FileExistsError]
+    assert foreign.read_bytes() == before
 
 
 def test_a_new_file_and_its_name_are_durable_before_its_first_record(tmp_path: Path) -> None:
@@ -596,17 +615,17 @@ def test_records_of_unknown_kinds_are_skipped_with_a_warning(
 @pytest.mark.parametrize(
     ("version", "bad"),
     [
-        (2, journal_format.ledger_key_record(7, b"k" * 20)),
-        (3, journal_format.fence_record(7)),
-        (5, journal_format.explicit_lac_record(7, bytes(20))),
-        (6, struct.pack(">iqqi", 24, 7, -0x1000, 5) + b"abcd"),
-        (6, struct.pack(">iqqi", 24, 7, -0x8000, -1) + b"abcd"),
-        (6, struct.pack(">iqq", 16, 7, -0x1000)),
-        (6, struct.pack(">ii", -256, -1) + bytes(64)),
-        (4, struct.pack(">ii", -256, 0) + bytes(64)),
-        (6, struct.pack(">ii", -255, 0) + bytes(64)),
-        (6, struct.pack(">i", 15) + bytes(64)),
-        (6, struct.pack(">i", journal_format.RECORD_BYTES_MAX + 1) + bytes(64)),
+        pytest.param(2, journal_format.ledger_key_record(7, b"k" * 20), id="ledger key in version 2"),
+        pytest.param(3, journal_format.fence_record(7), id="fence in version 3"),
+        pytest.param(5, journal_format.explicit_lac_record(7, bytes(20)), id="explicit LAC in version 5"),
+        pytest.param(4, struct.pack(">ii", -256, 0) + bytes(64), id="padding in version 4"),
+        pytest.param(6, struct.pack(">iqqi", 24, 7, -0x1000, 5) + b"abcd", id="key too short"),
+        pytest.param(6, struct.pack(">iqqi", 24, 7, -0x8000, -1) + b"abcd", id="negative LAC length"),
+        pytest.param(6, struct.pack(">iqq", 16, 7, -0x1000), id="no key length"),
+        pytest.param(6, struct.pack(">ii", -256, -1) + bytes(64), id="negative padding"),
+        pytest.param(6, struct.pack(">ii", -255, 0) + bytes(64), id="negative length"),
+        pytest.param(6, struct.pack(">i", 15) + bytes(64), id="no room for ids"),
+        pytest.param(6, struct.pack(">i", journal_format.RECORD_BYTES_MAX + 1) + bytes(64), id="too long"),
     ],
 )
 def test_bytes_that_no_writer_leaves_are_damage(tmp_path: Path, version: int, bad: bytes) -> None:
@@ -666,8 +685,8 @@ def ledger_dirs(tmp_path: Path) -> list[Path]:
 def test_the_highest_last_mark_counts(ledger_dirs: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     fs = OsFs()
     assert read_last_marks(fs, ledger_dirs, 0, 1) == ZERO_MARK
-    write_last_mark(fs, ledger_dirs[:1], 0, 1, LogMark(5, 9000))
     write_last_mark(fs, ledger_dirs[1:2], 0, 1, LogMark(6, 512))
+    write_last_mark(fs, ledger_dirs[2:], 0, 1, LogMark(5, 9000))
     assert read_last_marks(fs, ledger_dirs, 0, 1) == LogMark(6, 512)
     assert caplog.text == ""
     (ledger_dirs[1] / "lastMark").write_bytes(b"short")
