@@ -55,7 +55,11 @@ Token = tuple[Peer, bytes] | tuple[None, Callable[[], None]]
 
 
 class Bookie:
-    """One bookie's ledgers. `request_checkpoint` is called when a write cache wants to be flushed."""
+    """One bookie's ledgers.
+
+    `request_checkpoint` is called when a write cache wants to be flushed. `explicit_lac_journaled`:
+    False for journal formats before 6, which cannot hold explicit LACs; the next checkpoint keeps them.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Bookie:
         *,
         queued_bytes_max: int,
         request_checkpoint: Callable[[], None],
+        explicit_lac_journaled: bool = True,
     ) -> None:
         self.storage = storage
         self.lac_waiters = LacWaiters()
@@ -72,6 +77,7 @@ class Bookie:
         self._journals = journals
         self._queued_bytes_max = queued_bytes_max
         self._request_checkpoint = request_checkpoint
+        self._explicit_lac_journaled = explicit_lac_journaled
         self._paused: set[Peer] = set()
         self._fencing: dict[int, list[Callable[[], None]]] = {}  # ledger id -> who waits for its fence record
         self.entries_added = 0
@@ -287,7 +293,8 @@ class Bookie:
             raise WriteOnReadOnlyBookieError("this bookie is read-only")
         descriptor = self._opened(ledger_id, master_key)
         descriptor.directory.set_explicit_lac(descriptor, body)
-        self._journal(descriptor, (journal_format.explicit_lac_record(ledger_id, body),), (None, then))
+        record = journal_format.explicit_lac_record(ledger_id, body)
+        self._journal(descriptor, (record,) if self._explicit_lac_journaled else (), (None, then))
         self.raise_lac(descriptor, lac)
 
     def force(self, ledger_id: int, then: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from bkctl.config import MIB, BookieSettings
 from bkctl.errors import BookieStartError, CorruptDataError, MetadataStoreError
+from bkctl.formats import journal as journal_format
 from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
@@ -192,6 +193,7 @@ class BookieServer:
             journals,
             queued_bytes_max=settings.queued_add_bytes_max,
             request_checkpoint=self._checkpoint_wanted.set,
+            explicit_lac_journaled=settings.journal_format >= journal_format.VERSION_EXPLICIT_LAC,
         )
         self._look_at_disks()
         self.bookie.read_only = bool(self.read_only_reasons)
