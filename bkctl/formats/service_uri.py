@@ -129,7 +129,7 @@ def _root(text: str, path: str) -> str:
 def _sqlite_path(text: str, authority: str, path: str) -> str:
     if authority or not path.strip("/") or path.endswith("/"):
         raise BadInputError(f"metadata URI {text!r}: write sqlite:/// and the absolute path of a file")
-    return path
+    return "/" + path.lstrip("/")  # four slashes are common for an absolute path
 
 
 def _sqlite_root(text: str, query: str | None) -> str:
