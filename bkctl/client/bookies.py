@@ -32,7 +32,7 @@ class BookieChooser:
 
     async def ensemble(self, ensemble_size: int) -> tuple[BookieId, ...]:
         """Bookies for a new ledger. Raises NotEnoughBookiesError, MetadataStoreError."""
-        return choose_ensemble(await self._candidates(), ensemble_size, self.quarantined())
+        return choose_ensemble(await self.writable(), ensemble_size, self.quarantined())
 
     async def replacements(
         self, failed: Mapping[BookieIndex, BookieId], exclude: frozenset[BookieId]
@@ -40,9 +40,10 @@ class BookieChooser:
         """A bookie for as many of the indexes as there are. Raises MetadataStoreError."""
         for bookie_id in failed.values():
             self.report_failure(bookie_id)
-        return choose_replacements(await self._candidates(), failed, exclude, self.quarantined())
+        return choose_replacements(await self.writable(), failed, exclude, self.quarantined())
 
-    async def _candidates(self) -> list[BookieId]:
+    async def writable(self) -> list[BookieId]:
+        """All bookies registered as writable, in random order. Raises MetadataStoreError."""
         writable = await self._registration.writable()
         random.shuffle(writable)
         return writable

@@ -50,6 +50,7 @@ from bkctl.types import BookieId, EntryId, LedgerId, LedgerMetadata, Versioned
 
 BLOCK_ENTRIES_MAX = 1_000  # packed, sent and resent as one
 BLOCK_BYTES_MAX = 1024 * 1024
+RETRY_S_MAX = 30  # between attempts with bookies that failed and have no replacement
 _LAG_POLL_MS = 10
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ class LedgerWriter:
         self._lagging = False
         self._closed: asyncio.Future[BkctlError | None] = self._loop.create_future()
         self._late = LateBookies(settings.add_timeout_ms, self._adds.behind)
+        self._retry_s = self._late.interval_s
+        self._retry_at = 0.0
         self._timer = self._loop.call_later(self._late.interval_s, self._check_late)
         self._lac_timer: asyncio.TimerHandle | None = None
         if settings.explicit_lac_interval_ms:
@@ -276,8 +279,22 @@ class LedgerWriter:
                 f"for {self._settings.add_timeout_ms} ms"
             )
             self.channel_lost(bookie_id, error)
+        if not self._adds.absent:
+            self._retry_s = self._late.interval_s
+        elif now >= self._retry_at:  # less and less often, for bookies that come and go
+            self._retry_s = min(2 * self._retry_s, RETRY_S_MAX)
+            self._retry_at = now + self._retry_s
+            self._slow.start(self._retry_absent())
         if not self.closed:
             self._timer = self._loop.call_later(self._late.interval_s, self._check_late)
+
+    async def _retry_absent(self) -> None:
+        try:
+            writable = await self._chooser.writable()
+        except BkctlError as error:
+            log.info("ledger %d: cannot list bookies: %s", self.ledger_id, error)
+            return
+        self._perform(partial(self._adds.retry, writable))
 
     # -- actions ---------------------------------------------------------------------------------
 

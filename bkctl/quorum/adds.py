@@ -15,11 +15,12 @@ Laws:
 
 Pure: no clock, no socket. Source: spec replication sections 5, 6, 7, 9, 10, 17.1, 18; upstream
 LedgerHandle, PendingAddOp. A failed bookie is replaced at once when an unacknowledged entry needs it,
-otherwise when the next add is made.
+otherwise when the next add is made. Differs: a bookie for which there is no replacement is left out,
+as with upstream's delayed ensemble change, while every write set keeps an ack quorum without it.
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from bkctl.errors import (
@@ -118,13 +119,15 @@ class LedgerAdds:
         self._delayed: dict[BookieIndex, BookieId] = {}  # failed, but no pending add needs them
         self._failed: dict[BookieIndex, BookieId] = {}  # to be replaced next
         self._replacing: dict[BookieIndex, BookieId] = {}  # being replaced
+        self.absent: dict[BookieIndex, BookieId] = {}  # failed without replacement: sent nothing, see `retry`
         self._excluded: set[BookieId] = set()  # failed since the running change began
         self._ensemble_before: tuple[BookieId, ...] = ()
         self._chosen: Mapping[BookieIndex, BookieId] = {}
         self._update: MetadataUpdate | None = None  # a metadata write is on its way
         self._error: BkctlError | None = None  # why the writer gave up
+        self._schedule = RoundRobinSchedule.of(metadata.value)
         self._pending = PendingAdds(
-            RoundRobinSchedule.of(metadata.value),
+            self._schedule,
             metadata.value.last_segment.ensemble,
             INVALID_ENTRY_ID,
             digester,
@@ -161,7 +164,8 @@ class LedgerAdds:
         """Bookies that have not stored all of the first `admitted` adds and are not being replaced."""
         if self.state is not WriterState.OPEN:
             return []
-        return [b for b in self._pending.behind(admitted) if self._index_of(b) not in self._delayed]
+        failed = self._delayed.keys() | self.absent.keys()
+        return [b for b in self._pending.behind(admitted) if self._index_of(b) not in failed]
 
     # -- adds ------------------------------------------------------------------------------------
 
@@ -189,7 +193,7 @@ class LedgerAdds:
         )
         self.length = length
         self._lac_sent = self.last_add_confirmed
-        skip = self._delayed.keys() | self._failed.keys() | self._replacing.keys()
+        skip = self._delayed.keys() | self._failed.keys() | self._replacing.keys() | self.absent.keys()
         actions: list[Action] = list(self._pending.push(first, parts, skip))
         if self._delayed and self.state is WriterState.OPEN:
             self._failed |= self._delayed
@@ -243,8 +247,8 @@ class LedgerAdds:
         if isinstance(error, LedgerFencedError):
             return self._withdraw(error)
         index = self._index_of(bookie_id)
-        if index is None:
-            return []  # replaced already
+        if index is None or index in self.absent:
+            return []
         if isinstance(error, _TERMINAL):
             return self._give_up(error)
         if self._deferred_sync:
@@ -294,12 +298,11 @@ class LedgerAdds:
         return [ChooseReplacements(failed, frozenset(self._excluded.union(ensemble)))]
 
     def replacements_chosen(self, chosen: Mapping[BookieIndex, BookieId]) -> list[Action]:
-        """The answer to ChooseReplacements; an index that is missing keeps its bookie."""
+        """The answer to ChooseReplacements; an index that is missing has no replacement."""
         if self.state is not WriterState.CHANGING or self._update is not None:
             return []  # given up meanwhile
         if not chosen:
-            names = ", ".join(sorted(self._replacing.values()))
-            return self._give_up(NotEnoughBookiesError(f"no bookie is left to replace {names}"))
+            return self._change_stored()
         self._chosen = chosen
         return self._write(MetadataUpdate(self._metadata, self._with_replacements))
 
@@ -322,14 +325,36 @@ class LedgerAdds:
         self._failed = {i: b for i, b in self._failed.items() if ensemble[i] == b}
         if self._failed:
             return self._choose_replacements()
-        # A failed bookie that kept its place is asked again, or its entries would wait forever (#4459).
-        resend = differing_indexes(self._ensemble_before, ensemble) | self._replacing.keys()
-        self._replacing = {}
+        kept = {i: b for i, b in (self.absent | self._replacing).items() if ensemble[i] == b}
+        live = [BookieIndex(i) for i in range(len(ensemble)) if BookieIndex(i) not in kept]
+        if not self._schedule.every_write_set_has(self._schedule.ack_quorum_size, live):
+            names = ", ".join(sorted(kept.values()))
+            return self._give_up(NotEnoughBookiesError(f"no bookie is left to replace {names}"))
+        self.absent, self._replacing = kept, {}
         self.state = WriterState.OPEN
-        sends = self._pending.replace(ensemble, resend)
-        first = EntryId(self._pending.acked + 1)
-        changed = EnsembleChanged(first, ensemble, tuple(ensemble[i] for i in sorted(resend)))
-        return [changed, *sends, *self._drain()]
+        return self._move_to(ensemble, differing_indexes(self._ensemble_before, ensemble))
+
+    def _move_to(self, ensemble: tuple[BookieId, ...], resend: Collection[BookieIndex]) -> list[Action]:
+        """Send everything pending to the indexes in `resend`; only then acknowledge anything."""
+        actions: list[Action] = []
+        if resend:
+            first = EntryId(self._pending.acked + 1)
+            actions.append(EnsembleChanged(first, ensemble, tuple(ensemble[i] for i in sorted(resend))))
+            actions += self._pending.replace(ensemble, resend)
+        return [*actions, *self._drain()]
+
+    def retry(self, writable: Collection[BookieId]) -> list[Action]:
+        """Take back absent bookies that are `writable` now, or replace them; call it now and then."""
+        if self.state is not WriterState.OPEN or not self.absent:
+            return []
+        back = {index for index, bookie_id in self.absent.items() if bookie_id in writable}
+        self.absent = {index: b for index, b in self.absent.items() if index not in back}
+        actions = self._move_to(self.ensemble, back) if back else []
+        if self.absent and set(writable).difference(self.ensemble):
+            self._failed |= self.absent
+            self.absent = {}
+            actions += self._begin_change()
+        return actions
 
     # -- metadata --------------------------------------------------------------------------------
 

@@ -141,6 +141,10 @@ class World:
             self.step()
         raise AssertionError("I14: no end in sight")
 
+    def retry(self, writer: "Writer") -> None:
+        if writer.alive:
+            writer.perform(writer.machine.retry([b for b in sorted(self.bookies) if self.bookies[b].up]))
+
     def flip_bookies(self) -> None:
         for bookie in self.bookies.values():
             if self.chance(0.004 if bookie.up else 0.05):

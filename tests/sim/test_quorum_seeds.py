@@ -29,9 +29,12 @@ def run_story(seed: int) -> World:
             recoverers.append(Recoverer(world))
         elif choice < 0.28 and recoverers:
             world.random.choice(recoverers).kill()
+        elif choice < 0.3:
+            world.retry(writer)
         elif world.in_flight:
             world.step()
     world.heal()
+    world.retry(writer)
     world.settle()
     if writer.alive:
         assert writer.machine.state not in (WriterState.CHANGING, WriterState.CLOSING), "I14: stuck"
