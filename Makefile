@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint setup zookeeper lock clean
+.PHONY: demo test torture check lint setup zookeeper lock clean
 .DELETE_ON_ERROR:
 
 demo: $(READY) ## three bookies on this machine: write, lose one, change ensemble, fence, recover, verify
@@ -19,6 +19,10 @@ check: $(READY) ## format, lint, types, import contracts, fast tests
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not slow and not zookeeper"
+
+torture: $(READY) zookeeper ## the long ones: 50 crashes of a whole cluster, a million entries
+	BKCTL_CRASH_ROUNDS=50 BKCTL_ROUND_TRIP_ENTRIES=1000000 \
+	  $(BIN)/python -m pytest -q -s tests/integration/test_crashes.py tests/integration/test_round_trip.py
 
 setup: $(READY)
 
