@@ -258,6 +258,8 @@ def _locations_options(block_cache: Cache) -> Options:
     options.set_level_zero_file_num_compaction_trigger(4)
     options.set_max_bytes_for_level_base(256 * _MIB)
     options.set_target_file_size_base(4 * _MIB)
+    options.set_max_total_wal_size(512 * _MIB)
+    options.set_delete_obsolete_files_period_micros(3_600_000_000)
     return options
 
 
@@ -274,10 +276,8 @@ def _options(table: BlockBasedOptions) -> Options:
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)
     options.set_level_compaction_dynamic_level_bytes(True)
-    options.set_max_total_wal_size(512 * _MIB)
     options.set_max_open_files(-1)
     options.set_max_background_jobs(2)
-    options.set_delete_obsolete_files_period_micros(3_600_000_000)
     options.set_keep_log_file_num(30)
     options.set_log_file_time_to_roll(86400)
     return options
