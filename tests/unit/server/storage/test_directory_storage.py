@@ -142,6 +142,8 @@ def test_an_entry_added_again_replaces_the_one_on_disk_and_in_the_read_cache(
     assert directory.load_entries([(1, 3)]) == [entry_of(1, 3, b"old")]
     add(directory, 1, 3, b"new")
     flush(directory)
+    assert read(directory, 1, 3) == entry_of(1, 3, b"new")
+    directory._read_cache.discard((), [1])
     assert [read(directory, 1, e) for e in range(6)] == [
         entry_of(1, e, b"new" if e == 3 else b"old") for e in range(6)
     ]
@@ -378,6 +380,13 @@ def test_a_full_cache_takes_no_more_until_it_is_rotated(directory: DirectoryStor
     assert directory.rotate()
     assert directory.active.put(1, count, entry_of(1, count, bytes(1000)))
     assert not directory.rotate()
+
+
+def test_the_last_entry_of_a_cache_is_the_highest_not_the_latest() -> None:
+    cache = WriteCache(64 * KIB)
+    for entry_id in (3, 9, 4):
+        assert cache.put(1, entry_id, entry_of(1, entry_id))
+    assert cache.last_entry == {1: 9}
 
 
 def test_small_entries_fill_a_cache_by_their_number() -> None:
