@@ -147,6 +147,8 @@ class Link(asyncio.Protocol, Generic[M]):
     def _flush(self) -> None:
         if self._transport is None or not self._unsent:
             return
+        if self._transport.is_closing():
+            return  # uvloop raises on a write then; connection_lost is on its way
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         if len(unsent) == 1:
             self._transport.write(unsent[0])

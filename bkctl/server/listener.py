@@ -99,7 +99,8 @@ class Connection(asyncio.BufferedProtocol):
     # -- the face towards the bookie --------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        if not self.closed and self._transport is not None:
+        # uvloop raises on a write between its own closing and connection_lost.
+        if not self.closed and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     async def writable(self) -> None:
