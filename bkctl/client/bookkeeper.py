@@ -59,19 +59,14 @@ class BookKeeper:
     Use as async context manager, or `close`. Every method may raise MetadataStoreError.
     """
 
-    def __init__(self, metadata: MetadataStore, settings: ClientSettings) -> None:
-        """Takes over an open `metadata`; `connect` is the usual way."""
+    def __init__(self, metadata: MetadataStore, pool: BookiePool, settings: ClientSettings) -> None:
+        """Takes over an open `metadata` and `pool`; `connect` is the usual way."""
         self.metadata = metadata
+        self.pool = pool
         self.settings = settings
-        self.pool = BookiePool(
-            metadata.registration.resolve,
-            frame_bytes_max=settings.frame_bytes_max,
-            connect_timeout_ms=settings.connect_timeout_ms,
-            read_timeout_ms=settings.read_timeout_ms,
-        )
         self._chooser = BookieChooser(metadata.registration, settings.quarantine_ms)
         self._shared: _Shared = {
-            "pool": self.pool,
+            "pool": pool,
             "ledgers": metadata.ledgers,
             "chooser": self._chooser,
             "settings": settings,
@@ -92,7 +87,13 @@ class BookKeeper:
         except TypeError as error:
             raise BadInputError(f"unknown client setting: {error}") from None
         store = await MetadataStore.open(metadata_uri, session_timeout_ms=parsed.session_timeout_ms)
-        return cls(store, parsed)
+        pool = BookiePool(
+            store.registration.resolve,
+            frame_bytes_max=parsed.frame_bytes_max,
+            connect_timeout_ms=parsed.connect_timeout_ms,
+            read_timeout_ms=parsed.read_timeout_ms,
+        )
+        return cls(store, pool, parsed)
 
     # -- creating --------------------------------------------------------------------------------
 
@@ -113,13 +114,13 @@ class BookKeeper:
         `deferred_sync`: adds succeed before they are durable; see LedgerWriter.force.
         Raises IncorrectParameterError, NotEnoughBookiesError, LedgerExistsError (given id).
         """
-        wanted = _new_metadata(
+        created, metadata = await self._create(
             RoundRobinSchedule(ensemble_size, write_quorum_size, ack_quorum_size),
             digest_type,
             password,
             custom_metadata,
+            ledger_id,
         )
-        created, metadata = await self._create(wanted, ledger_id)
         digester = Digester(digest_type, password)
         writer = LedgerWriter(created, metadata, digester, deferred_sync=deferred_sync, **self._shared)
         self._writers.add(writer)
@@ -138,13 +139,13 @@ class BookKeeper:
         deferred_sync: bool = False,
     ) -> LedgerWriterAdv:
         """As `create_ledger`, but the caller chooses the entry ids."""
-        wanted = _new_metadata(
+        created, metadata = await self._create(
             RoundRobinSchedule(ensemble_size, write_quorum_size, ack_quorum_size),
             digest_type,
             password,
             custom_metadata,
+            ledger_id,
         )
-        created, metadata = await self._create(wanted, ledger_id)
         digester = Digester(digest_type, password)
         writer = LedgerWriterAdv(
             created, metadata, digester, deferred_sync=deferred_sync, advanced=True, **self._shared
@@ -153,14 +154,28 @@ class BookKeeper:
         return writer
 
     async def _create(
-        self, wanted: LedgerMetadata, ledger_id: LedgerId | None
+        self,
+        schedule: RoundRobinSchedule,
+        digest_type: DigestType,
+        password: bytes,
+        custom_metadata: Mapping[str, bytes] | None,
+        ledger_id: LedgerId | None,
     ) -> tuple[LedgerId, Versioned[LedgerMetadata]]:
         self._require_open()
         if ledger_id is not None and ledger_id < 0:
             raise IncorrectParameterError(f"ledger id {ledger_id}: must be 0 or more")
-        ensemble = await self._chooser.ensemble(wanted.ensemble_size)
+        ensemble = await self._chooser.ensemble(schedule.ensemble_size)
+        metadata = LedgerMetadata(
+            ensemble_size=schedule.ensemble_size,
+            write_quorum_size=schedule.write_quorum_size,
+            ack_quorum_size=schedule.ack_quorum_size,
+            segments=(Segment(EntryId(0), ensemble),),
+            digest_type=digest_type,
+            password=password,
+            ctime_ms=time.time_ns() // 1_000_000,
+            custom_metadata=dict(custom_metadata or {}),
+        )
         token = secrets.randbelow(_CREATOR_TOKENS) + 1
-        metadata = wanted.with_segments((Segment(EntryId(0), ensemble),))
         return await self.metadata.ledgers.create(metadata, ledger_id, creator_token=token)
 
     # -- opening ---------------------------------------------------------------------------------
@@ -307,21 +322,3 @@ class BookKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _new_metadata(
-    schedule: RoundRobinSchedule,
-    digest_type: DigestType,
-    password: bytes,
-    custom_metadata: Mapping[str, bytes] | None,
-) -> LedgerMetadata:
-    return LedgerMetadata(
-        ensemble_size=schedule.ensemble_size,
-        write_quorum_size=schedule.write_quorum_size,
-        ack_quorum_size=schedule.ack_quorum_size,
-        segments=(),
-        digest_type=digest_type,
-        password=password,
-        ctime_ms=time.time_ns() // 1_000_000,
-        custom_metadata=dict(custom_metadata or {}),
-    )

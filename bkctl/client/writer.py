@@ -202,7 +202,7 @@ class LedgerWriter:
                 block = queue[start : start + step]
                 self._perform(partial(self._add, block))
         except BookKeeperError as error:  # closed since the append
-            self._fail_outcomes(error)
+            self._fail_outcomes(self._adds.error or error)
         self._lagging = self._is_lagging()
 
     def _add(self, payloads: Sequence[Payload], entry_id: EntryId | None = None) -> list[Action]:
