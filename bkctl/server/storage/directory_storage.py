@@ -87,11 +87,12 @@ class DirectorySettings:
 
 @dataclass(slots=True)
 class _Frozen:
-    """What one flush makes durable."""
+    """What one flush makes durable; `entries` once they are so in the entry log: keys, locations."""
 
     cache: WriteCache
     changed: dict[int, fmt.LedgerData]
     deleted: set[int]
+    entries: tuple[list[bytes], list[int]] | None = None
     durable: bool = False
 
 
@@ -278,15 +279,16 @@ class DirectoryStorage:
         frozen = self._frozen
         if frozen is None or frozen.durable:
             return
-        keys, positions, sizes = frozen.cache.sorted_records()
-        if keys:
+        if frozen.entries is None:
+            keys, positions, sizes = frozen.cache.sorted_records()
             locations = self._writer.append(frozen.cache.view, keys, positions, sizes)
             self._writer.force()
+            frozen.entries = keys, locations  # not written again when an index fails
+        keys, locations = frozen.entries
         if frozen.deleted:
             # Before the entries: a ledger that was deleted and made anew keeps its new ones (trap T9).
             self._locations.delete_ledgers(frozen.deleted)
-        if keys:
-            self._locations.put(keys, locations)
+        self._locations.put(keys, locations)
         self._read_cache.discard(frozen.cache.index.keys(), frozen.deleted)
         if keys or frozen.deleted:
             self._locations.sync()

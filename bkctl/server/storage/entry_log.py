@@ -2,8 +2,8 @@
 
 Source: spec storage sections 5.3-5.7; upstream EntryLogManagerBase, EntryLoggerAllocator,
 DefaultEntryLogger. Differs: nothing is allocated ahead, so no 0-byte log is left behind, and after a
-failed write or force the log is left as it is: the kernel may have dropped its pages, so entries
-that were not forced are written again, to a new log.
+failed write or force the log is not written any more: the kernel may have dropped its pages, so
+entries that were not forced are written again, to a new log.
 """
 
 import os
@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate, compress, pairwise
 from operator import add, ne
 from pathlib import Path
@@ -69,30 +70,43 @@ class EntryLogWriter:
                 log.position = ends[count]
                 first = end
         except BaseException:
-            self.close()
+            self._abandon()
             raise
         return locations
 
     def force(self) -> None:
         """Make everything appended durable. Raises OSError; then it must be appended again."""
-        if not self._unforced:
+        if all(log.forced_position == log.position for log in self._unforced):
             return
         try:
             for log in self._unforced:
                 self._fs.fsync(log.fd)
             self._fs.fsync_dir(self._directory)
         except BaseException:
-            self.close()
+            self._abandon()
             raise
         for log in self._unforced[:-1]:  # the last one is still written to
             self._fs.close(log.fd)
         del self._unforced[:-1]
+        self._unforced[0].forced_position = self._unforced[0].position
 
     def close(self) -> None:
         """Let go of the files as they are: what was not forced may be lost, nothing is sealed."""
         logs, self._unforced, self._log = self._unforced, [], None
         for log in logs:
             self._fs.close(log.fd)
+
+    def _abandon(self) -> None:
+        """After a failure: go on with a new log, and take away those that no location points into.
+
+        A flush that is tried again and again must not fill the disk with copies.
+        """
+        logs = self._unforced
+        self.close()
+        for log in logs:
+            if not log.forced_position:
+                with suppress(OSError):  # the failure that led here is the one to tell
+                    self._fs.unlink(self._directory / fmt.file_name(log.log_id))
 
     def _log_for(self, size: int) -> "_NewLog":
         """The log that takes a record of `size` bytes; an empty log takes one of any size."""
@@ -102,7 +116,6 @@ class EntryLogWriter:
             log = None
         if log is None:
             log = self._log = self._create()
-            self._unforced.append(log)
         return log
 
     def _seal(self, log: "_NewLog") -> None:
@@ -120,26 +133,27 @@ class EntryLogWriter:
             sync=False,
         )
         path = self._directory / fmt.file_name(log_id)
-        fd = self._fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            self._fs.write(fd, fmt.pack_header(), 0)
-        except BaseException:
-            self._fs.close(fd)
-            raise
+        log = _NewLog(log_id, self._fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        self._unforced.append(log)
         self._next_id = fmt.following_log_id(log_id)
-        return _NewLog(log_id, fd)
+        self._fs.write(log.fd, fmt.pack_header(), 0)
+        return log
 
 
 class _NewLog:
-    """A log being written: `position` is its end, `ledger_bytes` becomes the ledgers map."""
+    """A log being written: `position` is its end, `ledger_bytes` becomes the ledgers map.
 
-    __slots__ = ("fd", "ledger_bytes", "log_id", "position")
+    `forced_position`: where the durable entries of earlier flushes end, 0 when there are none.
+    """
+
+    __slots__ = ("fd", "forced_position", "ledger_bytes", "log_id", "position")
 
     def __init__(self, log_id: int, fd: int) -> None:
         self.log_id = log_id
         self.fd = fd
         self.position = fmt.FIRST_POSITION
         self.ledger_bytes: dict[int, int] = {}
+        self.forced_position = 0
 
 
 class Wanted(NamedTuple):

@@ -349,8 +349,11 @@ def test_a_failed_flush_keeps_everything_and_the_next_one_carries_it(
         raise OSError("no space")
 
     monkeypatch.setattr(fs, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        directory.flush()
+    for _ in range(5):
+        with pytest.raises(OSError, match="no space"):
+            directory.flush()
+    # Tried again and again, it leaves no copies behind; the log with older entries stays.
+    assert [path.name for path in (tmp_path / "d0" / "current").glob("*.log")] == ["0.log"]
     assert directory.cached_entry(1, 1) == entry_of(1, 1)
     assert directory.load_entry_ids(1) == [0, 1]
     assert directory.load_last_entry_id(1) == 0
@@ -366,8 +369,28 @@ def test_a_failed_flush_keeps_everything_and_the_next_one_carries_it(
     assert storage.directories[0].load_entries([(1, 0), (1, 1)]) == [entry_of(1, 0), entry_of(1, 1)]
     assert storage.directories[0].ledgers[1].fenced
     # The file whose fsync failed is not trusted again: the entry is in a log of its own.
-    assert (tmp_path / "d0" / "current" / "1.log").exists()
+    assert len(list((tmp_path / "d0" / "current").glob("*.log"))) == 2
     storage.close()
+
+
+def test_a_flush_that_only_an_index_failed_writes_no_entry_twice(
+    directory: DirectoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(directory, 1, 0)
+    assert directory.rotate()
+
+    def fail() -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(directory._ledgers, "sync", fail)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no space"):
+            directory.flush()
+    monkeypatch.undo()
+    directory.flush()
+    directory.release()
+    assert directory.load_entries([(1, 0)]) == [entry_of(1, 0)]
+    assert (tmp_path / "d0" / "current" / "0.log").stat().st_size == 1024 + 4 + len(entry_of(1, 0))
 
 
 def test_a_full_cache_takes_no_more_until_it_is_rotated(directory: DirectoryStorage) -> None:
