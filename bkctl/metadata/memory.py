@@ -208,10 +208,12 @@ class MemoryTree(SessionTree):
 
     def suspend(self) -> None:
         """The connection breaks: calls raise MetadataUnreachableError, events wait for `resume`."""
+        assert self._state is SessionState.CONNECTED, self._state
         self._change_state(SessionState.SUSPENDED)
 
     def resume(self) -> None:
         """The connection is back, in the same session."""
+        assert self._state is SessionState.SUSPENDED, self._state
         self._change_state(SessionState.CONNECTED)
         missed, self._missed = self._missed, []
         self._fire(missed)

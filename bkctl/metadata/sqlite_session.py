@@ -146,8 +146,10 @@ def end_session(database: Database, session_id: int) -> None:
         if row is not None:
             sqlite_nodes.delete_owned(connection, session_id)
             connection.execute("DELETE FROM session WHERE id = ?", (session_id,))
-    # Nobody looks for the lock of a session without a row, and its name never comes again.
-    _lock_path(database, session_id).unlink(missing_ok=True)
+    try:
+        _lock_path(database, session_id).unlink()
+    except OSError:
+        pass  # nobody looks for the lock of a session without a row, and its name never comes again
 
 
 @dataclass(frozen=True, slots=True)

@@ -775,6 +775,23 @@ async def test_the_event_comes_before_a_read_shows_the_change(driver: Driver, by
             await change
 
 
+async def test_the_event_comes_before_a_read_shows_that_the_node_is_gone(driver: Driver) -> None:
+    async with driver.sessions(2) as (tree, other):
+        for _ in range(20):
+            await tree.create("/node")
+            events = Events()
+            await tree.get("/node", events)
+            deletion = asyncio.create_task(other.delete("/node", 0))
+            gone = False
+            while not gone:
+                try:
+                    await tree.get("/node")
+                except NoNodeError:
+                    gone = True
+            assert events == [WatchEvent(EventKind.DELETED, "/node")]
+            await deletion
+
+
 @pytest.mark.parametrize("what", ["data", "children"])
 async def test_no_event_is_missed_between_read_and_next_read(driver: Driver, what: str) -> None:
     """Whoever reads again at every event ends up with the last state, however fast it changed."""

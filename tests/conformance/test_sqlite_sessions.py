@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bkctl.errors import MetadataLostError, MetadataUnreachableError
-from bkctl.metadata import sqlite_nodes
+from bkctl.metadata import sqlite_nodes, sqlite_session
 from bkctl.metadata.api import EventKind, SessionState, WatchEvent
 from bkctl.metadata.sqlite import SqliteTree
-from bkctl.metadata.sqlite_session import SessionLease
+from bkctl.metadata.sqlite_database import Database
+from bkctl.metadata.sqlite_session import SessionLease, end_session
 from tests.conformance.tree_drivers import Events, eventually
 
 _OWNER = """
@@ -196,22 +198,43 @@ async def test_the_owner_knows_before_its_nodes_go(
     await other.close()
 
 
-async def test_a_renewal_that_ends_after_the_old_deadline_does_not_count(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_renewal_that_ends_after_the_old_deadline_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reaper may have seen the old deadline pass while the process was stopped inside the renewal."""
-    in_place = SessionLease._is_in_place
+    second_ns = 1_000_000_000
+    now_ns = 100 * second_ns
+    monkeypatch.setattr(sqlite_session, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+    lease = SessionLease(tmp_path / "sessions" / "1.lock", 30_000, lambda _: None)
+    now_ns += 20 * second_ns
+    assert lease._renew()
+    now_ns += 29 * second_ns
+    assert not lease.overdue
 
-    def stopped_on_the_way(lease: SessionLease) -> bool:
-        time.sleep(0.5)
-        return in_place(lease)
+    def stopped_on_the_way(_: SessionLease) -> bool:
+        nonlocal now_ns
+        now_ns += 2 * second_ns
+        return True
 
     monkeypatch.setattr(SessionLease, "_is_in_place", stopped_on_the_way)
-    tree = SqliteTree(path, session_timeout_ms=400)
+    lease._renew()
+    assert lease.overdue
+    lease.end()
+
+
+async def test_a_session_that_was_ended_writes_nothing_more(path: Path) -> None:
+    """Ended and not told yet: the row in the same transaction decides."""
+    tree = SqliteTree(path)
     await tree.open()
     await tree.create("/mine", ephemeral=True)
-    await asyncio.sleep(0.8)
+    database = Database(path, create=False, busy_timeout_ms=5_000)
+    end_session(database, tree.session_id)
+    database.close()
+    with pytest.raises(MetadataLostError):
+        await tree.create("/written")
     assert tree.session_state is SessionState.LOST
+    await tree.reopen()
+    assert await tree.exists("/written") is None
     await tree.close()
 
 

@@ -1,6 +1,7 @@
 """ZooKeeper's driver when the server is away. Source: spec section 21, "ZooKeeper realisation"."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ import pytest
 from bkctl.errors import BadInputError, MetadataUnreachableError
 from bkctl.metadata.api import EventKind, SessionState, WatchEvent
 from bkctl.metadata.zookeeper import ZooKeeperTree
-from tests.conformance.tree_drivers import Events, eventually
+from tests.conformance.tree_drivers import Events, ZooKeeperDriver, eventually
 from tests.zookeeper_server import ZooKeeperServer
 
 pytestmark = pytest.mark.zookeeper
@@ -150,3 +151,17 @@ async def test_more_calls_than_may_be_in_flight_all_end(zookeeper_server: ZooKee
     async with _session(zookeeper_server, "/flood", 10_000) as tree:
         stats = await asyncio.gather(*(tree.exists("/flood") for _ in range(2000)))
         assert all(stat is not None for stat in stats)
+
+
+async def test_a_lost_session_is_not_replaced_behind_our_back(zookeeper_server: ZooKeeperServer) -> None:
+    """kazoo would begin a new one by itself; only `reopen` may."""
+    driver = ZooKeeperDriver(zookeeper_server, "/not-replaced")
+    async with driver.sessions(1) as (tree,):
+        await tree.create("/mine", ephemeral=True)
+        await driver.lose_session(tree)
+
+        async def no_connection_thread() -> bool:
+            return not any("zk_loop" in thread.name for thread in threading.enumerate())
+
+        await eventually(no_connection_thread, "the client ends")
+        assert tree.session_state is SessionState.LOST
