@@ -30,7 +30,7 @@ class AckWatermarks:
     def __init__(self, schedule: RoundRobinSchedule, acked: EntryId) -> None:
         self._schedule = schedule
         self._striped = schedule.striped
-        self._ack_rank = max(0, schedule.ensemble_size - 1)
+        self._ack_rank = schedule.ensemble_size - schedule.ack_quorum_size
         self._ahead: list[list[tuple[int, int]]] = [[] for _ in range(schedule.ensemble_size)]
         self._stored_below = [
             schedule.next_stored(BookieIndex(index), acked + 1) for index in range(schedule.ensemble_size)
@@ -44,15 +44,15 @@ class AckWatermarks:
     def store(self, index: BookieIndex, first_entry_id: int, last_entry_id: int) -> None:
         """The bookie at `index` holds its entries among first..last (both included)."""
         mark, ahead = self._stored_below[index], self._ahead[index]
-        if mark <= self.acked:
-            mark = self._next_stored(index, self.acked + 1)
-        if first_entry_id > mark:
+        # A gap that is acknowledged already is no gap.
+        reached = max(mark, self._next_stored(index, self.acked + 1))
+        if first_entry_id > reached:
             # Ignoring an answer is safe: the entry times out and goes to another bookie.
             if len(ahead) < AHEAD_RUNS_MAX:
                 heappush(ahead, (first_entry_id, last_entry_id))
             return
         mark = self._next_stored(index, max(mark, last_entry_id + 1))
-        while ahead and ahead[0][0] <= mark:
+        while ahead and ahead[0][0] <= max(mark, reached):
             mark = self._next_stored(index, max(mark, heappop(ahead)[1] + 1))
         self._stored_below[index] = mark
 
