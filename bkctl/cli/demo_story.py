@@ -45,9 +45,6 @@ class Act:
 
 async def tell(directory: Path, on_act: Callable[[Act], None], *, keep: bool) -> None:
     """Play all acts, up to the first that fails. The bookies end with it unless `keep`."""
-    me = asyncio.current_task()
-    assert me is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     cluster = LocalCluster(directory, free_ports(3), lambda line: None)
     kept = False
     try:

@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import typer
+
+from bkctl.cli.exit_codes import ExitCode
 from bkctl.cli.options import GlobalOptions, global_options
 
 T = TypeVar("T")
@@ -14,8 +18,8 @@ T = TypeVar("T")
 def run(coroutine: Coroutine[Any, Any, T], *, busy: bool = False) -> T:
     """Run `coroutine` to its end; `busy` for much network traffic (uvloop, slower to start).
 
-    Raises TimeoutError when --timeout passed, KeyboardInterrupt after Ctrl-C (the coroutine is
-    cancelled first and may clean up).
+    Ctrl-C and SIGTERM cancel it first, so that it may clean up; a second one leaves at once. Raises
+    TimeoutError when --timeout passed, KeyboardInterrupt after Ctrl-C, typer.Exit after SIGTERM.
     """
     options = global_options()
     configure_logging(options)
@@ -24,8 +28,24 @@ def run(coroutine: Coroutine[Any, Any, T], *, busy: bool = False) -> T:
 
 
 async def _bounded(coroutine: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-    async with asyncio.timeout(timeout_s):
-        return await coroutine
+    loop, me = asyncio.get_running_loop(), asyncio.current_task()
+    assert me is not None
+    terminated = False
+
+    def on_sigterm() -> None:
+        nonlocal terminated
+        terminated = True
+        loop.remove_signal_handler(signal.SIGTERM)
+        me.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await coroutine
+    except asyncio.CancelledError:
+        if terminated:
+            raise typer.Exit(ExitCode.TERMINATED) from None
+        raise
 
 
 def configure_logging(options: GlobalOptions) -> None:

@@ -24,6 +24,7 @@ class ExitCode(enum.IntEnum):
     TIMED_OUT = 124  # --timeout
     INTERRUPTED = 130
     CLOSED_PIPE = 141
+    TERMINATED = 143
 
 
 _BY_CLASS: dict[type[Exception], ExitCode] = {

@@ -20,6 +20,7 @@ NUMBERS = {
     "TIMED_OUT": 124,
     "INTERRUPTED": 130,
     "CLOSED_PIPE": 141,
+    "TERMINATED": 143,
 }
 
 

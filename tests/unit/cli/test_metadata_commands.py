@@ -13,7 +13,7 @@ from bkctl.formats.cookie import make_cookie
 from bkctl.formats.service_info import BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
-from bkctl.types import BookieId, EntryId, LedgerId, LedgerMetadata, MetadataState, Segment
+from bkctl.types import BookieId, EntryId, LedgerMetadata, MetadataState, Segment
 from tests.unit.cli.conftest import Bkctl
 
 ENSEMBLE = tuple(BookieId(f"10.0.0.{n}:3181") for n in (1, 2, 3))
