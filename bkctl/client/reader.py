@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -12,6 +12,7 @@ from bkctl.client.bookies import BookieChooser
 from bkctl.client.pool import BookiePool
 from bkctl.client.settings import ClientSettings
 from bkctl.errors import (
+    BookieHandleNotAvailableError,
     BookKeeperError,
     IncorrectParameterError,
     ReadError,
@@ -80,6 +81,7 @@ class LedgerReader:
         self._lac = INVALID_ENTRY_ID
         self._entry_bytes = 0  # size of recent entries, for the size of batches
         self._batches = 0
+        self._batch_reads = True  # until a bookie does not know them
         self._changed = asyncio.Event()  # the metadata did
         self._stop_following: Callable[[], None] | None = None
         self.deleted = False
@@ -241,12 +243,7 @@ class LedgerReader:
         running: set[asyncio.Task[Groups]] = set()
 
         async def ask(index: BookieIndex, entry_ids: list[EntryId]) -> Groups:
-            try:
-                answers = await self._pool.channel(ensemble[index]).read_entries(self.ledger_id, entry_ids)
-            except BookKeeperError as error:
-                self._chooser.report_failure(ensemble[index])
-                return read.answered(index, entry_ids, [error] * len(entry_ids))
-            return read.answered(index, entry_ids, answers)
+            return read.answered(index, entry_ids, await self._ask(ensemble[index], entry_ids))
 
         def start(groups: Groups) -> None:
             running.update(asyncio.create_task(ask(*group)) for group in groups.items())
@@ -264,6 +261,30 @@ class LedgerReader:
                     start(task.result())
         finally:
             await _cancel(running)
+
+    async def _ask(self, bookie_id: BookieId, entry_ids: list[EntryId]) -> Sequence[bytes | BookKeeperError]:
+        """A body or an error for each entry; runs by batch reads, as long as the bookies know them."""
+        channel = self._pool.channel(bookie_id)
+        found: list[bytes | BookKeeperError] = []
+        refused = False
+        if len(entry_ids) > 1 and entry_ids[-1] - entry_ids[0] == len(entry_ids) - 1 and self._batch_reads:
+            try:
+                while len(found) < len(entry_ids):
+                    rest = len(entry_ids) - len(found)
+                    limit = self._settings.frame_bytes_max
+                    found += await channel.batch_read(self.ledger_id, entry_ids[len(found)], rest, limit)
+                return found
+            except BookieHandleNotAvailableError:  # it is down, or older than 4.17
+                refused = True
+            except BookKeeperError:  # of one entry: which one it is, single reads tell
+                pass
+        try:
+            found += await channel.read_entries(self.ledger_id, entry_ids[len(found) :])
+        except BookKeeperError as error:
+            self._chooser.report_failure(bookie_id)
+            return found + [error] * (len(entry_ids) - len(found))
+        self._batch_reads = self._batch_reads and not refused
+        return found
 
     # -- last add confirmed ----------------------------------------------------------------------
 

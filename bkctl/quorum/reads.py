@@ -16,7 +16,7 @@ from bkctl.errors import (
     BookKeeperError,
     DigestMatchError,
 )
-from bkctl.formats.entry import Digester, read_header
+from bkctl.formats.entry import HEADER, Digester
 from bkctl.quorum.lac import NEGATIVE
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.types import BookieIndex, EntryId, LedgerId
@@ -66,7 +66,7 @@ class RangeRead:
         self._digester = digester
         self._ledger_id = ledger_id
         self._first = first_entry_id
-        self._bodies: list[bytes | None] = [None] * (last_entry_id - first_entry_id + 1)
+        self._bodies: list[bytes] = [b""] * (last_entry_id - first_entry_id + 1)  # empty: not read yet
         self._payloads: list[bytes] = [b""] * len(self._bodies)
         self._missing = len(self._bodies)
         self._start_index = start_index
@@ -85,11 +85,10 @@ class RangeRead:
     def entries(self) -> list[Entry]:
         """The entries in order, once done."""
         assert self._missing == 0
-        ids = range(self._first, self._first + len(self._bodies))
-        headers = [read_header(body) for body in self._bodies if body is not None]
+        headers = map(HEADER.unpack_from, self._bodies)
         return [
-            Entry(EntryId(entry_id), payload, EntryId(header.lac), header.length)
-            for entry_id, payload, header in zip(ids, self._payloads, headers, strict=True)
+            Entry(EntryId(entry_id), payload, EntryId(lac), length)
+            for (_, entry_id, lac, length), payload in zip(headers, self._payloads, strict=True)
         ]
 
     def _order(self, entry_id: int) -> list[BookieIndex]:
@@ -114,17 +113,21 @@ class RangeRead:
         self, index: BookieIndex, entry_ids: Sequence[EntryId], answers: Sequence[bytes | BookKeeperError]
     ) -> Groups:
         """The bookie at `index` answered: a body or an error for each of `entry_ids`; what to ask next."""
+        opened = self._open(entry_ids, answers)
+        if len(entry_ids) == self._missing == len(self._bodies) and set(map(type, opened)) == {bytes}:
+            self._bodies, self._payloads, self._missing = list(answers), list(opened), 0  # type: ignore[arg-type]
+            return {}
         groups: Groups = {}
-        for entry_id, body, opened in zip(entry_ids, answers, self._open(entry_ids, answers), strict=True):
+        for entry_id, body, payload in zip(entry_ids, answers, opened, strict=True):
             at = entry_id - self._first
-            if self._bodies[at] is not None or self.error is not None:
+            if self._bodies[at] or self.error is not None:
                 continue
-            if isinstance(opened, BookKeeperError):
-                if isinstance(opened, DigestMatchError):
+            if isinstance(payload, BookKeeperError):
+                if isinstance(payload, DigestMatchError):
                     self.digest_mismatches.append((index, entry_id))
-                self._fail(at, opened, groups)
+                self._fail(at, payload, groups)
             elif isinstance(body, bytes):
-                self._bodies[at], self._payloads[at] = body, opened
+                self._bodies[at], self._payloads[at] = body, payload
                 self._missing -= 1
         return groups
 
@@ -163,7 +166,7 @@ class RangeRead:
         groups: Groups = {}
         if self.error is None:
             for at, body in enumerate(self._bodies):
-                if body is None and at not in self._heard:
+                if not body and at not in self._heard:
                     self._ask_next(at, groups)
         return groups
 

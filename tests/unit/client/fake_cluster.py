@@ -32,6 +32,7 @@ class FakeBookie:
         self.fenced: set[int] = set()
         self.forced: list[int] = []
         self.silent = False
+        self.before_4_17 = False
         self.down = False
         self.refuse: BookKeeperError | None = None
         self.unread = 0  # bytes that the bookie does not take from its socket
@@ -112,9 +113,29 @@ class FakeChannel:
             await asyncio.Event().wait()
 
     async def read_entries(self, ledger_id: int, entry_ids: Sequence[int]) -> list[bytes | BookKeeperError]:
+        if not entry_ids:
+            return []
         self._bookie.reads.append(list(entry_ids))
         await self._reached()
         return [self._bookie.read(ledger_id, entry_id) for entry_id in entry_ids]
+
+    async def batch_read(
+        self, ledger_id: int, first_entry_id: int, count_max: int, bytes_max: int
+    ) -> list[bytes]:
+        """Like a bookie: a prefix, here of at most 400 entries."""
+        if self._bookie.before_4_17:
+            raise BookieHandleNotAvailableError("connection closed by the bookie")
+        self._bookie.reads.append(list(range(first_entry_id, first_entry_id + count_max)))
+        await self._reached()
+        found: list[bytes] = []
+        for entry_id in range(first_entry_id, first_entry_id + min(count_max, 400)):
+            answer = self._bookie.read(ledger_id, entry_id)
+            if isinstance(answer, BookKeeperError):
+                if not found:
+                    raise answer
+                break
+            found.append(answer)
+        return found
 
     async def read_entry(
         self, ledger_id: int, entry_id: int, *, fence_key: bytes | None = None, high_priority: bool = False

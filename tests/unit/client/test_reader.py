@@ -66,7 +66,17 @@ async def test_a_batch_is_asked_of_one_bookie_at_once_and_batches_go_round() -> 
         assert len(await reader.read(EntryId(0), EntryId(1999))) == 2000
         assert all(bookie.reads for bookie in cluster.bookies.values())
         asked = sorted(ids for bookie in cluster.bookies.values() for ids in bookie.reads)
-        assert [ids[0] for ids in asked] == [0, 16, 516, 1016, 1516]
+        assert [(ids[0], ids[-1]) for ids in asked[:4]] == [(0, 15), (16, 515), (416, 515), (516, 1015)]
+
+
+async def test_bookies_that_know_no_batch_reads_are_asked_entry_by_entry() -> None:
+    cluster = FakeCluster(3)
+    ledger_id = await _closed_ledger(cluster)
+    for bookie in cluster.bookies.values():
+        bookie.before_4_17 = True
+    async with cluster.client() as client:
+        reader = await client.open_ledger(ledger_id)
+        assert [entry.payload async for entry in reader.entries()] == payloads(100)
 
 
 async def test_an_entry_with_a_bad_digest_is_read_from_another_replica(
