@@ -79,6 +79,15 @@ class CloseDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ForcePoint:
+    """What a force covers: acknowledged entries up to `entry_id`, and the ledger's length there."""
+
+    entry_id: EntryId
+    length: int
+    ensemble: tuple[BookieId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FenceBookie:
     """Ask a bookie for its last entry and fence the ledger on it; answer `fenced`."""
 

@@ -21,7 +21,6 @@ as with upstream's delayed ensemble change, while every write set keeps an ack q
 
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from bkctl.errors import (
     BkctlError,
@@ -43,6 +42,7 @@ from bkctl.quorum.actions import (
     ChooseReplacements,
     CloseDone,
     EnsembleChanged,
+    ForcePoint,
     WriteMetadata,
 )
 from bkctl.quorum.ensemble import differing_indexes, replace_bookies, with_ensemble
@@ -72,15 +72,6 @@ class WriterState(enum.Enum):
     CLOSING = "closing"
     CLOSED = "closed"
     WITHDRAWN = "withdrawn"  # fenced
-
-
-@dataclass(frozen=True, slots=True)
-class ForcePoint:
-    """What a force covers: acknowledged entries up to `entry_id`, and the ledger's length there."""
-
-    entry_id: EntryId
-    length: int
-    ensemble: tuple[BookieId, ...]
 
 
 class LedgerAdds:

@@ -295,7 +295,7 @@ class Writer(Actor):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.machine = LedgerAdds(LEDGER_ID, world.store.current, DIGESTER)
-        self.close_error: BkctlError | None | str = "not closed"
+        self.close_error: BkctlError | str | None = "not closed"
 
     @property
     def open(self) -> bool:
