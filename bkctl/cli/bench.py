@@ -251,9 +251,8 @@ async def _read_all(reader: "LedgerReader", load: Load) -> tuple[Measurement, in
 
     async def read_batch(first: int, last: int) -> None:
         nonlocal payload_bytes
-        payload_bytes += sum(
-            [len(entry.payload) for entry in await reader.read(EntryId(first), EntryId(last))]
-        )
+        found = await reader.read(EntryId(first), EntryId(last))
+        payload_bytes += sum(len(entry.payload) for entry in found)
 
     first = 0
     with _shown_progress("reading", load, measurement) as show:
@@ -283,8 +282,11 @@ class Window:
             await self._oldest()
 
     async def finish(self) -> None:
+        import asyncio
+
         while self._in_flight:
             await self._oldest()
+        await asyncio.sleep(0)  # the last ones may be done, but not measured yet
 
     async def _oldest(self) -> None:
         future, count = self._in_flight.popleft()

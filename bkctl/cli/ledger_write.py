@@ -4,10 +4,7 @@ Memory is bounded: input is read only while the writer has room (its limits of o
 and bytes), a chunk at a time.
 """
 
-import os
-import stat
 import sys
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,16 +37,14 @@ from bkctl.errors import (
     MetadataVersionError,
     UnauthorizedAccessError,
 )
-from bkctl.types import INVALID_ENTRY_ID, DigestType, EntryId, LedgerId, MetadataState
+from bkctl.types import DigestType, LedgerId, MetadataState
 
 if TYPE_CHECKING:
-    import asyncio
-
     from bkctl.client.bookkeeper import BookKeeper
     from bkctl.client.writer import LedgerWriter
 
-_CHUNK_BYTES = 256 * 1024
 _UNCLAIMED = "bkctl.unclaimed"  # custom metadata of a ledger that no writer has taken yet
+_LAC_INTERVAL_MS = 500  # when the input pauses, readers see the last entry after this time
 _ENTRY_BYTES_MAX = 5 * 1024 * 1024 - 128  # what fits a bookie's frame, with header and digest
 
 
@@ -115,8 +110,10 @@ class Input:
             for path in self.files:
                 yield [_read_entry(path)]
             return
+        from bkctl.cli.entry_stream import chunks_of
+
         cutter: Cutter = (LineCutter if self.framing is Framing.LINE else LengthCutter)(_ENTRY_BYTES_MAX)
-        async for chunk in _chunks(sys.stdin.fileno()):
+        async for chunk in chunks_of(sys.stdin.fileno()):
             if entries := cutter.feed(chunk):
                 yield entries
         if entries := cutter.finish():
@@ -195,47 +192,6 @@ _COLUMNS = [
 ]
 
 
-class EntryAppender:
-    """Appends batches, with as many outstanding as the writer allows, and counts what is stored."""
-
-    def __init__(self, writer: "LedgerWriter", ids: TextIO | None) -> None:
-        self._writer = writer
-        self._ids = ids
-        self._outstanding: deque[asyncio.Future[tuple[EntryId, EntryId]]] = deque()
-        self.first = INVALID_ENTRY_ID
-        self.last = INVALID_ENTRY_ID
-        self.entries = 0
-
-    async def append(self, payloads: list[bytes]) -> None:
-        """Raises what an earlier batch failed with."""
-        try:
-            await self._writer.wait_writable()
-        except LedgerClosedError:
-            await self.finish()  # raises why
-            raise
-        self._outstanding.append(self._writer.append_many(payloads))
-        while self._outstanding and self._outstanding[0].done():
-            self._stored(*self._outstanding.popleft().result())
-
-    async def finish(self) -> None:
-        """Wait until all is stored. Raises what a batch failed with."""
-        while self._outstanding:
-            self._stored(*await self._outstanding.popleft())
-
-    def abandon(self) -> None:
-        """Nobody asks for the rest; its outcomes are all the same error."""
-        for future in self._outstanding:
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def _stored(self, first: EntryId, last: EntryId) -> None:
-        if self.first == INVALID_ENTRY_ID:
-            self.first = first
-        self.last = last
-        self.entries += last - first + 1
-        if self._ids is not None:
-            self._ids.writelines(f'{{"entry_id":{entry_id}}}\n' for entry_id in range(first, last + 1))
-
-
 async def claimed_writer(client: "BookKeeper", ledger_id: LedgerId, password: bytes | None) -> "LedgerWriter":
     """The one and only writer of a ledger that `ledger create` made.
 
@@ -283,9 +239,10 @@ async def claimed_writer(client: "BookKeeper", ledger_id: LedgerId, password: by
 async def _write(
     uri: str, wanted: NewLedger, existing: LedgerId | None, source: Input, keep_open: bool, ids: TextIO | None
 ) -> Row:
+    from bkctl.cli.entry_stream import EntryAppender
     from bkctl.client.bookkeeper import BookKeeper
 
-    async with await BookKeeper.connect(uri) as client:
+    async with await BookKeeper.connect(uri, explicit_lac_interval_ms=_LAC_INTERVAL_MS) as client:
         if existing is None:
             writer = await wanted.create(client)
         else:
@@ -296,12 +253,10 @@ async def _write(
                 await appender.append(payloads)
             await appender.finish()
         except BaseException as error:
-            appender.abandon()
-            confirm.note(
-                f"ledger {writer.ledger_id}: stored up to entry {writer.last_add_confirmed} before it stopped"
-            )
             if not isinstance(error, BkctlError) or isinstance(error, BadInputError):
                 await writer.close()  # ours to end: what was written stays readable
+            end = writer.last_add_confirmed
+            confirm.note(f"ledger {writer.ledger_id}: stored up to entry {end} before it stopped")
             raise
         if not keep_open:
             await writer.close()
@@ -314,37 +269,6 @@ async def _write(
             "last_add_confirmed": writer.last_add_confirmed,
             "payload_bytes": writer.length,
         }
-
-
-async def _chunks(descriptor: int) -> AsyncIterator[bytes]:
-    """What can be read there, as it comes."""
-    import asyncio
-
-    waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-    while True:
-        if waits:
-            try:
-                await _readable(descriptor)
-            except PermissionError:
-                waits = False  # /dev/null and the like never wait
-        await asyncio.sleep(0)  # let the bookies' answers in
-        chunk = os.read(descriptor, _CHUNK_BYTES)
-        if not chunk:
-            return
-        yield chunk
-
-
-async def _readable(descriptor: int) -> None:
-    """Wait for something to read. Raises PermissionError where waiting makes no sense."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    loop.add_reader(descriptor, event.set)
-    try:
-        await event.wait()
-    finally:
-        loop.remove_reader(descriptor)
 
 
 def _read_entry(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class CommandLine:
 
     config: Path
     temporary: Path
+    started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @classmethod
     def below(cls, directory: Path) -> "CommandLine":
@@ -54,7 +55,22 @@ class CommandLine:
 
     def start(self, *arguments: str, **settings: Any) -> "subprocess.Popen[bytes]":
         settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-        return subprocess.Popen([*COMMAND, *arguments], env=self.environment, **settings)
+        process = subprocess.Popen([*COMMAND, *arguments], env=self.environment, **settings)
+        self.started.append(process)
+        return process
+
+    def end_all(self) -> None:
+        """End what `start` began and a failed test left running, with its bookies."""
+        for process in self.started:
+            if process.poll() is None:
+                kill(children(process.pid))
+                process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                with contextlib.suppress(BrokenPipeError):
+                    if stream is not None:
+                        stream.close()
+            process.wait()
+        self.started.clear()
 
     def left_behind(self) -> list[str]:
         """Temporary files and directories that are still there."""

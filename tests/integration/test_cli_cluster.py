@@ -17,27 +17,23 @@ Up = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def bkctl(tmp_path: Path) -> CommandLine:
-    return CommandLine.below(tmp_path)
+def bkctl(tmp_path: Path) -> Iterator[CommandLine]:
+    command_line = CommandLine.below(tmp_path)
+    yield command_line
+    command_line.end_all()
 
 
 @pytest.fixture
-def up(bkctl: CommandLine) -> Iterator[Up]:
-    """Starts `cluster up`, waits until it is ready, and ends what a failed test leaves running."""
-    started: list[subprocess.Popen[bytes]] = []
+def up(bkctl: CommandLine) -> Up:
+    """Starts `cluster up` and waits until it is ready."""
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         process = bkctl.start("cluster", "up", "-o", "jsonl", *arguments)
-        started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b'{"context":'), process.communicate()
         return process
 
-    yield start
-    for process in started:
-        kill(children(process.pid) if process.poll() is None else [])
-        process.kill()
-        process.communicate()
+    return start
 
 
 def test_ctrl_c_leaves_nothing_behind(bkctl: CommandLine, up: Up) -> None:

@@ -1,6 +1,7 @@
 """`bkctl demo`: the whole story, and that it cleans up however it ends."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,8 +13,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bkctl(tmp_path: Path) -> CommandLine:
-    return CommandLine.below(tmp_path)
+def bkctl(tmp_path: Path) -> Iterator[CommandLine]:
+    command_line = CommandLine.below(tmp_path)
+    yield command_line
+    command_line.end_all()
 
 
 def test_every_act_holds_and_nothing_is_left_behind(bkctl: CommandLine) -> None:
