@@ -1,6 +1,7 @@
 """Sessions of the embedded store: crash, hang, and what they leave. Source: spec section 21."""
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
@@ -133,7 +134,7 @@ async def test_a_child_of_a_killed_process_does_not_keep_its_session(path: Path)
         try:
             await _gone(tree)
         finally:
-            subprocess.run(["kill", "-9", child], check=True)
+            os.kill(int(child), signal.SIGKILL)
     await tree.close()
 
 
