@@ -7,7 +7,7 @@ import signal
 import sys
 
 from bkctl.config import BookieSettings
-from bkctl.errors import BadInputError, BookieStartError, MetadataStoreError
+from bkctl.errors import BadInputError, BookieStartError, CorruptDataError, MetadataStoreError
 
 log = logging.getLogger("bkctl.bookie")
 
@@ -38,6 +38,8 @@ def run_bookie(settings: BookieSettings) -> int:
             return _refused(str(error), EXIT_CONFIGURATION)
         except MetadataStoreError as error:
             return _refused(str(error), EXIT_METADATA)
+        except (CorruptDataError, OSError) as error:
+            return _refused(str(error), EXIT_BOOKIE)
 
 
 def _refused(reason: str, exit_code: int) -> int:

@@ -32,6 +32,7 @@ from bkctl.wire.add_run import add_responses, owner_of, take_add_run
 
 _RECOVERY_ADD = 0x0002
 _HIGH_PRIORITY = 0x0004
+_NO_ROOM = "no room"  # why a peer is paused
 _ENTRY_ID_AT = 36  # in an ADD frame, the length field included
 
 
@@ -42,13 +43,16 @@ class Peer(Protocol):
 
     def send(self, data: bytes) -> None: ...
 
+    def drop(self) -> None:
+        """Close the connection at once."""
+
     async def writable(self) -> None:
         """Return once the peer has read enough of what was sent, or has gone."""
 
-    def pause(self) -> None:
-        """Take no further requests from this peer until `resume`."""
+    def pause(self, reason: str) -> None:
+        """Take no further requests from this peer until `resume` for every reason."""
 
-    def resume(self) -> None: ...
+    def resume(self, reason: str) -> None: ...
 
 
 Token = tuple[Peer, bytes] | tuple[None, Callable[[], None]]
@@ -80,7 +84,6 @@ class Bookie:
         self._explicit_lac_journaled = explicit_lac_journaled
         self._paused: set[Peer] = set()
         self._fencing: dict[int, list[Callable[[], None]]] = {}  # ledger id -> who waits for its fence record
-        self.entries_added = 0
 
     # -- admission -------------------------------------------------------------------------------
 
@@ -105,6 +108,7 @@ class Bookie:
             if any(descriptor.master_key):
                 raise UnauthorizedAccessError(f"wrong master key for ledger {ledger_id}")
             descriptor.directory.set_master_key(descriptor, master_key)  # a rebuilt index knows no keys
+            descriptor.key_journaled = False
         return descriptor
 
     def _writable(
@@ -153,7 +157,6 @@ class Bookie:
         cache.used = run.used
         last_entry = cache.last_entry
         last_entry[ledger_id] = max(int.from_bytes(max(keys)[8:], "big"), last_entry.get(ledger_id, -1))
-        self.entries_added += len(keys)
         self.raise_lac(descriptor, run.lac_max)
         records = cache.view[start : run.used]
         self._journal(descriptor, (records,), (peer, add_responses(header, keys)))
@@ -187,7 +190,6 @@ class Bookie:
         if not cache.put(ledger_id, entry_id, entry):
             self._wait_for_room(peer, descriptor, len(entry) + 4)
             return False
-        self.entries_added += 1
         self.raise_lac(descriptor, lac)
         self._journal(
             descriptor,
@@ -225,7 +227,7 @@ class Bookie:
         if record_bytes > descriptor.directory.active.capacity:
             raise IncorrectParameterError(f"a record of {record_bytes} bytes does not fit the write cache")
         self._paused.add(peer)
-        peer.pause()
+        peer.pause(_NO_ROOM)
         self._request_checkpoint()
 
     def _watch_bounds(self, peer: Peer, descriptor: LedgerDescriptor) -> None:
@@ -234,13 +236,13 @@ class Bookie:
             self._request_checkpoint()
         if self._journal_of(descriptor.ledger_id).queued_bytes > self._queued_bytes_max:
             self._paused.add(peer)
-            peer.pause()
+            peer.pause(_NO_ROOM)
 
     def room_again(self) -> None:
         """A write cache was swapped, or a journal queue drained: hear the paused peers again."""
         paused, self._paused = self._paused, set()
         for peer in paused:
-            peer.resume()
+            peer.resume(_NO_ROOM)
 
     def completed(self, tokens: Sequence[Token]) -> None:
         """The journal synced (or, for deferred sync, wrote) these, in order."""

@@ -130,7 +130,9 @@ async def check_cookies(settings: BookieSettings, bookie_id: BookieId, store: Me
             raise BookieStartError(f"{version}: {error}") from error
         _verify(master, on_disk, str(version))
     if not lacking:
-        if stored is None:
+        if stored is None and all(os.listdir(current) == ["VERSION"] for current in everywhere):
+            await store.cookies.create(bookie_id, master)  # a first start that was interrupted
+        elif stored is None:
             raise BookieStartError(
                 f"the directories belong to {bookie_id} but the metadata store has no cookie of it: "
                 "wrong metadata store, or the cookie was deleted while the data is still here"

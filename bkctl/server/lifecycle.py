@@ -311,6 +311,7 @@ class BookieServer:
             await self._unregister()
             await self.listener.close()
             await self._checkpointer.checkpoint()
+        self.reads.close()
         await self._exits.aclose()
         if clean:
             for current in current_directories(self._settings.ledger_directories):

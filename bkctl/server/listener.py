@@ -41,7 +41,7 @@ class Connection(asyncio.BufferedProtocol):
         self._start = 0  # first byte not taken yet
         self._end = 0  # end of what was received
         self._wanted_bytes = LENGTH_BYTES  # nothing can be taken before this much is there
-        self._paused = False  # by the bookie: no room
+        self._pauses: set[str] = set()  # why the bookie takes nothing from this peer
         self._unsent: asyncio.Future[None] | None = None  # the peer does not read its answers
         self._taking = False
 
@@ -107,13 +107,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._unsent is not None:
             await self._unsent
 
-    def pause(self) -> None:
-        self._paused = True
+    def pause(self, reason: str) -> None:
+        self._pauses.add(reason)
         self._steer_reading()
 
-    def resume(self) -> None:
-        self._paused = False
-        self._go_on()
+    def resume(self, reason: str) -> None:
+        self._pauses.discard(reason)
+        if not self._pauses:
+            self._go_on()
 
     def refuse(self, reason: str) -> None:
         """Drop the connection because of what it does."""
@@ -137,7 +138,7 @@ class Connection(asyncio.BufferedProtocol):
     def _steer_reading(self) -> None:
         if self.closed or self._transport is None:
             return
-        if self._paused or self._unsent is not None:
+        if self._pauses or self._unsent is not None:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -146,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
         """Take the complete frames of the buffer, as long as the peer is not paused."""
         self._taking = True
         try:
-            while not (self._paused or self._unsent is not None or self.closed):
+            while not (self._pauses or self._unsent is not None or self.closed):
                 if not self._take_some():
                     break
         except CorruptDataError as error:

@@ -7,8 +7,9 @@ Source: spec wire sections 3.4, 8.5, 8.7; spec storage 7.3, 7.4.
 """
 
 import asyncio
+import logging
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any
@@ -20,12 +21,16 @@ from bkctl.formats.result_code import ResultCode, code_of_error
 from bkctl.server.bookie import Bookie, Peer
 from bkctl.server.storage.directory_storage import LedgerDescriptor
 
+log = logging.getLogger(__name__)
+
 LAST_ENTRY = -1
 _READ = struct.Struct(">II16s")  # frame length, header, ledger id ‖ entry id
 _ANSWER = struct.Struct(">IIi")  # frame length, header, rc
 _READ_FRAME_BYTES = 24
 _DISK_BATCH_COUNT_MAX = 32  # entries per hop: at 5 MiB each still bounded
 _QUEUE_COUNT_MAX = 1024  # of one peer; more, and it is not read until the queue is shorter
+_TASK_COUNT_MAX = 64  # answers of one peer that are worked on; a batch may hold 5 MiB
+_MANY_READS, _MANY_TASKS = "many reads", "many tasks"  # why a peer is paused
 _SEND_BYTES_MAX = 4 << 20  # of one run from the caches, before the socket is asked for its opinion
 
 Answer = Callable[[bytes | BookKeeperError], None]
@@ -39,9 +44,8 @@ class Reads:
         self._bookie = bookie
         self._pool = pool
         self._queues: dict[Peer, deque[Wanted]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.entries_read = 0
-        self.disk_reads = 0
+        self._tasks: dict[asyncio.Task[None], Peer] = {}
+        self._busy: Counter[Peer] = Counter()  # tasks of each peer
 
     # -- from the caches -------------------------------------------------------------------------
 
@@ -69,7 +73,6 @@ class Reads:
             else:
                 self._read_v2(peer, key)
         if parts:
-            self.entries_read += len(parts) // 3
             peer.send(b"".join(parts))
         return position
 
@@ -86,7 +89,6 @@ class Reads:
 
     def read(self, peer: Peer, ledger_id: int, entry_id: int, answer: Answer) -> None:
         """Call `answer` with the entry (header included) or with the reason why there is none."""
-        self.entries_read += 1
         try:
             descriptor = self._bookie.ledger(ledger_id)
             entry = self.cached(descriptor, entry_id)
@@ -99,10 +101,10 @@ class Reads:
         queue = self._queues.get(peer)
         if queue is None:
             queue = self._queues[peer] = deque()
-            self.spawn(self._serve(peer, queue))
+            self.spawn(peer, self._serve(peer, queue))
         queue.append((ledger_id, entry_id, answer))
-        if len(queue) == _QUEUE_COUNT_MAX:
-            peer.pause()
+        if len(queue) >= _QUEUE_COUNT_MAX:
+            peer.pause(_MANY_READS)
 
     def cached(self, descriptor: LedgerDescriptor, entry_id: int) -> bytes | None:
         """The entry if a cache has it. Raises NoSuchEntryError when the ledger is known to be empty."""
@@ -119,26 +121,46 @@ class Reads:
 
     # -- from disk -------------------------------------------------------------------------------
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside the loop's other work; it must not raise."""
+    def spawn(self, peer: Peer, work: Coroutine[Any, Any, None]) -> None:
+        """Answer `peer` beside the loop's other work; a peer with many such answers due must wait."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = peer
+        task.add_done_callback(self._done)
+        self._busy[peer] += 1
+        if self._busy[peer] >= _TASK_COUNT_MAX:
+            peer.pause(_MANY_TASKS)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        peer = self._tasks.pop(task)
+        self._busy[peer] -= 1
+        if not self._busy[peer]:
+            del self._busy[peer]
+        if self._busy.get(peer, 0) < _TASK_COUNT_MAX:
+            peer.resume(_MANY_TASKS)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a request could not be answered: %r", error, exc_info=error)
+            peer.drop()
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        for task in list(self._tasks):
+            task.cancel()
 
     async def _serve(self, peer: Peer, queue: deque[Wanted]) -> None:
-        while queue and not peer.closed:
-            batch = [queue.popleft() for _ in range(min(len(queue), _DISK_BATCH_COUNT_MAX))]
-            results = await self.load([(ledger_id, entry_id) for ledger_id, entry_id, _ in batch])
-            for (_ledger_id, _entry_id, answer), result in zip(batch, results, strict=True):
-                answer(result)
-            if len(queue) < _QUEUE_COUNT_MAX <= len(queue) + len(batch):
-                peer.resume()
-            await peer.writable()
-        del self._queues[peer]
+        try:
+            while queue and not peer.closed:
+                batch = [queue.popleft() for _ in range(min(len(queue), _DISK_BATCH_COUNT_MAX))]
+                results = await self.load([(ledger_id, entry_id) for ledger_id, entry_id, _ in batch])
+                for (_ledger_id, _entry_id, answer), result in zip(batch, results, strict=True):
+                    answer(result)
+                if len(queue) < _QUEUE_COUNT_MAX:
+                    peer.resume(_MANY_READS)
+                await peer.writable()
+        finally:
+            del self._queues[peer]
 
     async def load(self, wanted: list[tuple[int, int]]) -> list[bytes | BookKeeperError]:
         """Entries from disk, in the order asked; LAST_ENTRY allowed. Ledgers that are gone: the error."""
-        self.disk_reads += len(wanted)
         loop = asyncio.get_running_loop()
         results: list[bytes | BookKeeperError] = []
         by_directory: dict[Any, list[tuple[int, int, int]]] = {}
@@ -241,7 +263,6 @@ class Reads:
             if total > bytes_max:
                 break
             entries.append(entry)
-        self.entries_read += len(entries)
         return entries
 
 

@@ -78,7 +78,7 @@ class Requests:
         if isinstance(request, v2.ReadRequest):
             self._read(peer, request)
         elif isinstance(request, v2.BatchReadRequest):
-            self._reads.spawn(self._batch_read(peer, request))
+            self._reads.spawn(peer, self._batch_read(peer, request))
         else:
             peer.send(v2.AuthPacket(AUTH_DISABLED, b"").encode())
         return True

@@ -104,7 +104,7 @@ class RequestsV3:
         read = request.readRequest
         descriptor = self._bookie.storage.ledger(read.ledgerId)
         if descriptor is not None and descriptor.max_lac is None:  # the answer needs it
-            self._reads.spawn(self._answering(peer, request, self._load_lac_and_read))
+            self._reads.spawn(peer, self._answering(peer, request, self._load_lac_and_read))
             return
 
         def answer(result: bytes | BookKeeperError) -> None:
@@ -139,17 +139,15 @@ class RequestsV3:
         """Wait for a LAC beyond `previousLAC`, a fence or the timeout; then read (spec wire 8.6)."""
         read = request.readRequest
         descriptor = self._bookie.ledger(read.ledgerId)
-        now = not read.HasField("timeOut") or (
-            descriptor.max_lac is not None and descriptor.max_lac > read.previousLAC
-        )
-        if now:
-            self._reads.spawn(self._answering(peer, request, self._polled))
+        known = descriptor.max_lac  # None after a restart: loaded by the answer, which may bring no news
+        if not read.HasField("timeOut") or known is None or known > read.previousLAC:
+            self._reads.spawn(peer, self._answering(peer, request, self._polled))
             return
 
         def wake(advanced: bool) -> None:
             timer.cancel()
             update = {"lacUpdateTimestamp": int(time.time() * 1000)} if advanced else {}
-            self._reads.spawn(self._answering(peer, request, self._polled, **update))
+            self._reads.spawn(peer, self._answering(peer, request, self._polled, **update))
 
         def expire() -> None:
             self._bookie.lac_waiters.remove(read.ledgerId, waiter)
@@ -229,7 +227,7 @@ class RequestsV3:
     def _later(
         self, work: Callable[[pb.Request], Awaitable[dict[str, Any]]]
     ) -> Callable[[Peer, pb.Request], None]:
-        return lambda peer, request: self._reads.spawn(self._answering(peer, request, work))
+        return lambda peer, request: self._reads.spawn(peer, self._answering(peer, request, work))
 
     async def _answering(
         self,

@@ -11,6 +11,7 @@ from bkctl.formats import request_v3 as v3
 from bkctl.formats.availability import Availability
 from bkctl.formats.pb import wire_pb2 as pb
 from bkctl.formats.result_code import ResultCode
+from bkctl.metadata.memory import MemoryStore
 from tests.unit.server.harness import KEY, OTHER_KEY, Wire, add, entry, fence, read, running_bookie
 
 E = ResultCode
@@ -356,5 +357,29 @@ def test_a_read_only_bookie_serves_reads_fences_and_recovery_adds(tmp_path: Path
             assert (await wire.ask(add(7, 1, flags=v2.RECOVERY_ADD | v2.HIGH_PRIORITY))).rc == 0
             server.bookie.high_priority_writes = False
             assert (await wire.ask(add(7, 2, flags=v2.RECOVERY_ADD | v2.HIGH_PRIORITY))).rc == E.EREADONLY.rc
+
+    run(scenario())
+
+
+def test_more_reads_than_are_worked_on_at_once_are_all_answered(tmp_path: Path) -> None:
+    """From disk: the bookie was restarted. The bounds per peer pause it and let it go on."""
+    metadata = MemoryStore()
+
+    async def scenario() -> None:
+        async with running_bookie(tmp_path, metadata=metadata) as server:
+            wire = await Wire.to(server)
+            wire.send(b"".join(add(7, n).encode() for n in range(500)))
+            for _ in range(500):
+                await wire.frame()
+        async with running_bookie(tmp_path, metadata=metadata) as server:
+            wire = await Wire.to(server)
+            wire.send(b"".join(read(7, n % 500).encode() for n in range(5000)))
+            wire.send(b"".join(v2.BatchReadRequest(0, 7, n, n, 3, 1 << 20).encode() for n in range(400)))
+            answers = [v2.decode_response(await wire.frame()) for _ in range(5400)]
+            single = [a for a in answers if isinstance(a, v2.ReadResponse)]
+            assert sorted(a.entry_id for a in single) == sorted([*range(500)] * 10)
+            assert all(a.entry == entry(7, a.entry_id) for a in single)
+            batches = [a for a in answers if isinstance(a, v2.BatchReadResponse)]
+            assert {a.request_id: len(a.entries) for a in batches} == dict.fromkeys(range(400), 3)
 
     run(scenario())

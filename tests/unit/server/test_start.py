@@ -111,6 +111,27 @@ def test_directories_without_their_stored_cookie_are_refused(tmp_path: Path) -> 
     run(scenario())
 
 
+def test_a_first_start_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    """The files were stamped, the metadata store was not: nothing but the stamps is there."""
+
+    async def scenario() -> None:
+        metadata = MemoryStore()
+        await write_some(tmp_path, metadata)
+        store = await metadata_store(metadata)
+        await store.cookies.delete(BookieId("bookie-1"))
+        await store.close()
+        for name in ("journal", "ledgers"):
+            current = tmp_path / name / "current"
+            version = (current / "VERSION").read_bytes()
+            shutil.rmtree(current)
+            current.mkdir()
+            (current / "VERSION").write_bytes(version)
+        async with running_bookie(tmp_path, metadata=metadata) as server:
+            assert await server._store.cookies.read(BookieId("bookie-1")) is not None
+
+    run(scenario())
+
+
 def test_another_cluster_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         await write_some(tmp_path, MemoryStore())
