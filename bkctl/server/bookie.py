@@ -40,6 +40,7 @@ class Peer(Protocol):
     """The connection that asked."""
 
     closed: bool
+    version2: bool  # sticky once a v2 frame was seen (spec wire section 2)
 
     def send(self, data: bytes) -> None: ...
 

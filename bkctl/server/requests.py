@@ -6,8 +6,6 @@ everything else is decoded frame by frame.
 Source: spec wire sections 2, 3, 8; upstream BookieRequestProcessor.
 """
 
-from typing import TYPE_CHECKING
-
 from bkctl.errors import (
     BookKeeperError,
     IncorrectParameterError,
@@ -18,12 +16,9 @@ from bkctl.formats import request_v2 as v2
 from bkctl.formats.entry import HEADER_BYTES, LAC_HEADER
 from bkctl.formats.frame import LENGTH_BYTES, V3_FIRST_BYTE
 from bkctl.formats.result_code import code_of_error
-from bkctl.server.bookie import Bookie
+from bkctl.server.bookie import Bookie, Peer
 from bkctl.server.reads import Reads, v2_rc
 from bkctl.server.requests_v3 import RequestsV3
-
-if TYPE_CHECKING:
-    from bkctl.server.listener import Connection
 
 AUTH_DISABLED = "AuthDisabledPlugin"
 _ADD_KINDS = (0x0201, 0x0101)  # version and opcode; version 0 has no flags and is decoded
@@ -40,9 +35,7 @@ class Requests:
         self._v3 = v3
         self._batch_read_bytes_max = batch_read_bytes_max
 
-    def take(
-        self, peer: "Connection", buffer: bytearray, view: memoryview, start: int, stop: int, end: int
-    ) -> int:
+    def take(self, peer: Peer, buffer: bytearray, view: memoryview, start: int, stop: int, end: int) -> int:
         """Take the frame in `buffer[start:stop]`, and of a run the frames behind it up to `end`.
 
         Returns where it stopped; `start` itself when the peer was paused instead.
@@ -72,7 +65,7 @@ class Requests:
             else start
         )
 
-    def _take_one(self, peer: "Connection", request: v2.Request) -> bool:
+    def _take_one(self, peer: Peer, request: v2.Request) -> bool:
         if isinstance(request, v2.AddRequest):
             return self._add(peer, request)
         if isinstance(request, v2.ReadRequest):
@@ -83,7 +76,7 @@ class Requests:
             peer.send(v2.AuthPacket(AUTH_DISABLED, b"").encode())
         return True
 
-    def _add(self, peer: "Connection", request: v2.AddRequest) -> bool:
+    def _add(self, peer: Peer, request: v2.AddRequest) -> bool:
         ledger_id, entry_id = LAC_HEADER.unpack_from(request.body)
         try:
             _check_version(request.version)
@@ -102,12 +95,12 @@ class Requests:
             self._refuse_add(peer, request, error)
             return True
 
-    def _refuse_add(self, peer: "Connection", request: v2.Request, error: BookKeeperError) -> None:
+    def _refuse_add(self, peer: Peer, request: v2.Request, error: BookKeeperError) -> None:
         assert isinstance(request, v2.AddRequest)
         ledger_id, entry_id = LAC_HEADER.unpack_from(request.body)
         peer.send(v2.AddResponse(code_of_error(error).rc, ledger_id, entry_id, request.version).encode())
 
-    def _read(self, peer: "Connection", request: v2.ReadRequest) -> None:
+    def _read(self, peer: Peer, request: v2.ReadRequest) -> None:
         ledger_id, entry_id = request.ledger_id, request.entry_id
 
         def answer(result: bytes | BookKeeperError) -> None:
@@ -124,7 +117,7 @@ class Requests:
         except BookKeeperError as error:
             answer(error)
 
-    async def _batch_read(self, peer: "Connection", request: v2.BatchReadRequest) -> None:
+    async def _batch_read(self, peer: Peer, request: v2.BatchReadRequest) -> None:
         rc = 0
         entries: tuple[bytes, ...] = ()
         try:
