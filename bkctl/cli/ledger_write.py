@@ -37,11 +37,12 @@ from bkctl.errors import (
     MetadataVersionError,
     UnauthorizedAccessError,
 )
-from bkctl.types import DigestType, LedgerId, MetadataState
+from bkctl.types import DigestType, LedgerId, LedgerMetadata, MetadataState, Versioned
 
 if TYPE_CHECKING:
     from bkctl.client.bookkeeper import BookKeeper
     from bkctl.client.writer import LedgerWriter
+    from bkctl.metadata.ledgers import LedgerManager
 
 _UNCLAIMED = "bkctl.unclaimed"  # custom metadata of a ledger that no writer has taken yet
 _LAC_INTERVAL_MS = 500  # when the input pauses, readers see the last entry after this time
@@ -83,7 +84,7 @@ class NewLedger:
         )
 
     async def create(self, client: "BookKeeper", *, unclaimed: bool = False) -> "LedgerWriter":
-        """`unclaimed`: for one `claimed_writer` to come, not for this writer."""
+        """`unclaimed`: for a writer to come, that calls `claimed`, not for this writer."""
         writable = len(await client.metadata.registration.writable())
         sizes = chosen_replication(self.ensemble, self.write_quorum, self.ack_quorum, writable)
         return await client.create_ledger(
@@ -192,18 +193,15 @@ _COLUMNS = [
 ]
 
 
-async def claimed_writer(client: "BookKeeper", ledger_id: LedgerId, password: bytes | None) -> "LedgerWriter":
-    """The one and only writer of a ledger that `ledger create` made.
+async def claimed(
+    ledgers: "LedgerManager", ledger_id: LedgerId, password: bytes | None
+) -> Versioned[LedgerMetadata]:
+    """Become the one and only writer of a ledger that `ledger create` made; its metadata.
 
     Two writers of one ledger would store different entries under one id. So `ledger create` leaves a
     mark in the metadata, and taking it away by compare-and-set is what makes a process the writer.
     Raises LedgerClosedError, ConflictError (it has or had a writer), UnauthorizedAccessError.
     """
-    from bkctl.client.bookies import BookieChooser
-    from bkctl.client.writer import LedgerWriter
-    from bkctl.formats.entry import Digester
-
-    ledgers = client.metadata.ledgers
     found = await ledgers.read(ledger_id)
     metadata = found.value
     if metadata.state is not MetadataState.OPEN:
@@ -215,22 +213,31 @@ async def claimed_writer(client: "BookKeeper", ledger_id: LedgerId, password: by
             f"ledger {ledger_id} has or had a writer, and a ledger has only one; write to a new one, or to "
             "one made with 'bkctl ledger create'"
         )
-    stored = metadata.password or b""
-    if password is not None and password != stored:
+    if password is not None and password != (metadata.password or b""):
         raise UnauthorizedAccessError(f"ledger {ledger_id}: wrong password")
     rest = {key: value for key, value in metadata.custom_metadata.items() if key != _UNCLAIMED}
     try:
-        claimed = await ledgers.write(ledger_id, replace(metadata, custom_metadata=rest), found.version)
+        return await ledgers.write(ledger_id, replace(metadata, custom_metadata=rest), found.version)
     except MetadataVersionError as error:
         raise ConflictError(
             f"another writer was faster to take ledger {ledger_id}; write to a new one"
         ) from error
+
+
+def _writer_of(
+    client: "BookKeeper", ledger_id: LedgerId, metadata: Versioned[LedgerMetadata]
+) -> "LedgerWriter":
+    from bkctl.client.bookies import BookieChooser
+    from bkctl.client.writer import LedgerWriter
+    from bkctl.formats.entry import Digester
+
+    value = metadata.value
     return LedgerWriter(
         ledger_id,
-        claimed,
-        Digester(metadata.digest_type or DigestType.CRC32, stored),
+        metadata,
+        Digester(value.digest_type or DigestType.CRC32, value.password or b""),
         pool=client.pool,
-        ledgers=ledgers,
+        ledgers=client.metadata.ledgers,
         chooser=BookieChooser(client.metadata.registration, client.settings.quarantine_ms),
         settings=client.settings,
     )
@@ -246,7 +253,8 @@ async def _write(
         if existing is None:
             writer = await wanted.create(client)
         else:
-            writer = await claimed_writer(client, existing, wanted.password)
+            metadata = await claimed(client.metadata.ledgers, existing, wanted.password)
+            writer = _writer_of(client, existing, metadata)
         appender = EntryAppender(writer, ids)
         try:
             async for payloads in source.batches():

@@ -20,6 +20,8 @@ from bkctl.errors import BadInputError
 
 Row = Mapping[str, Any]
 
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
 API_VERSION = "bkctl/v1"
 _MEASURED_ROWS = 200  # column widths of a table are those of the first rows; later ones may overhang
 _COLORS = {"red": 31, "green": 32, "yellow": 33}
@@ -187,7 +189,7 @@ class RowWriter:
         return f'{{"apiVersion":"{API_VERSION}","kind":"{self._kind}","items":['
 
     def _json(self, row: Row) -> str:
-        return json.dumps(self._picked(row), separators=(",", ":"))
+        return _encode_json(self._picked(row))
 
     def _write_yaml(self) -> None:
         import yaml

@@ -1,6 +1,7 @@
 """`bkctl cluster up` and `down`: a cluster on this machine that comes, stays, and goes without a trace."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -49,6 +50,14 @@ def test_ctrl_c_leaves_nothing_behind(bkctl: CommandLine, up: Up) -> None:
     assert gone(bookies)
     assert bkctl.left_behind() == []
     assert [(c["name"], c["current"]) for c in bkctl.items("context", "list")] == [("before", True)]
+
+
+def test_ctrl_c_at_the_terminal_reaches_no_bookie(bkctl: CommandLine, up: Up) -> None:
+    """The terminal signals the foreground process group; the supervisor ends its bookies in order."""
+    process = up("-n", "2")
+    groups = {os.getpgid(bookie.pid) for bookie in children(process.pid)}
+    assert os.getpgid(process.pid) not in groups
+    assert interrupted(process)[0] == 0
 
 
 def test_sigterm_is_as_good_as_ctrl_c(bkctl: CommandLine, up: Up) -> None:

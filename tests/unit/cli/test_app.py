@@ -77,8 +77,9 @@ def test_json_output_says_errors_also_as_json(bkctl: Bkctl) -> None:
     }
 
 
-def test_json_errors_know_the_form_that_follows_the_wrong_argument(bkctl: Bkctl) -> None:
-    result = bkctl("ledger", "show", "forty-two", "-u", "sqlite:///nowhere/x.db", "-o", "json")
+@pytest.mark.parametrize("words", ["ledger show forty-two -u sqlite:///none.db", "bench write --size much"])
+def test_json_errors_know_the_form_that_follows_the_wrong_argument(bkctl: Bkctl, words: str) -> None:
+    result = bkctl(*words.split(), "-o", "json")
     assert result.code == ExitCode.USAGE
     assert json.loads(result.err.splitlines()[1])["exit_code"] == ExitCode.USAGE
 

@@ -119,7 +119,7 @@ def test_custom_metadata_needs_key_and_value(pair: str) -> None:
 def test_password_comes_from_the_file_then_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert read_password(None) == b""
+    assert read_password(None) is None
     monkeypatch.setenv("BKCTL_LEDGER_PASSWORD", "from env")
     assert read_password(None) == b"from env"
     file = tmp_path / "password"

@@ -1,9 +1,11 @@
 """The commands that need no bookie, against an SQLite metadata store."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,56 +150,60 @@ def test_delete_of_some_unknown_ledgers_is_partial(bkctl: Bkctl, uri: str, ledge
     assert bkctl("ledger", "delete", "7777", "-u", uri, "--confirm", "1").code == 3
 
 
-async def register(store: MetadataStore) -> None:
-    """Bookie 1 writable, 2 read-only, 3 lost; then the view must hold until the session ends."""
-    for bookie_id in ENSEMBLE:
-        await store.cookies.create(bookie_id, make_cookie(bookie_id, ["/j"], ["/l"], "instance"))
-    for bookie_id, readonly in ((ENSEMBLE[0], False), (ENSEMBLE[1], True)):
-        host, _, port = bookie_id.partition(":")
-        info = BookieServiceInfo((Endpoint("bookie", host, int(port), "bookie-rpc"),), {"version": "1"})
-        manager = RegistrationManager(store.tree, store.root)
-        await manager.register(bookie_id, info, readonly=readonly)
+@contextlib.contextmanager
+def registered_bookies(uri: str) -> Iterator[None]:
+    """Bookie 1 writable, 2 read-only, 3 lost, as long as this lasts; then all three are lost."""
+    ready, over = threading.Event(), threading.Event()
+
+    async def hold(store: MetadataStore) -> None:
+        for bookie_id in ENSEMBLE:
+            await store.cookies.create(bookie_id, make_cookie(bookie_id, ["/j"], ["/l"], "instance"))
+        for bookie_id, readonly in ((ENSEMBLE[0], False), (ENSEMBLE[1], True)):
+            host, _, port = bookie_id.partition(":")
+            info = BookieServiceInfo((Endpoint("bookie", host, int(port), "bookie-rpc"),), {"version": "1"})
+            manager = RegistrationManager(store.tree, store.root)
+            await manager.register(bookie_id, info, readonly=readonly)
+        ready.set()
+        await asyncio.to_thread(over.wait)
+
+    session = threading.Thread(target=in_store, args=(uri, hold))
+    session.start()
+    try:
+        assert ready.wait(timeout=30)
+        yield
+    finally:
+        over.set()
+        session.join()
 
 
 @pytest.fixture
-def bookies(uri: str) -> "Callable[[Callable[[], None]], None]":
-    """Calls a function while three bookies are known."""
-
-    def known(look: Callable[[], None]) -> None:
-        async def run(store: MetadataStore) -> None:
-            await register(store)
-            await asyncio.to_thread(look)
-
-        in_store(uri, run)
-
-    return known
+def bookies(uri: str) -> Iterator[None]:
+    with registered_bookies(uri):
+        yield
 
 
-Bookies = Callable[[Callable[[], None]], None]
+@pytest.fixture
+def lost_bookies(uri: str) -> None:
+    with registered_bookies(uri):
+        pass
 
 
-def test_bookies_are_listed_by_state(bkctl: Bkctl, uri: str, bookies: Bookies) -> None:
-    def look() -> None:
-        rows = items(bkctl, "bookie", "list", "-u", uri)
-        assert [(row["bookie_id"], row["state"], row.get("address")) for row in rows] == [
-            (ENSEMBLE[0], "rw", "10.0.0.1:3181"),
-            (ENSEMBLE[1], "ro", "10.0.0.2:3181"),
-            (ENSEMBLE[2], "lost", None),
-        ]
-        for flag, bookie_id in (("--rw", ENSEMBLE[0]), ("--ro", ENSEMBLE[1]), ("--lost", ENSEMBLE[2])):
-            assert bkctl("bookie", "list", flag, "-u", uri, "-o", "name").out == f"{bookie_id}\n"
-
-    bookies(look)
+def test_bookies_are_listed_by_state(bkctl: Bkctl, uri: str, bookies: None) -> None:
+    rows = items(bkctl, "bookie", "list", "-u", uri)
+    assert [(row["bookie_id"], row["state"], row.get("address")) for row in rows] == [
+        (ENSEMBLE[0], "rw", "10.0.0.1:3181"),
+        (ENSEMBLE[1], "ro", "10.0.0.2:3181"),
+        (ENSEMBLE[2], "lost", None),
+    ]
+    for flag, bookie_id in (("--rw", ENSEMBLE[0]), ("--ro", ENSEMBLE[1]), ("--lost", ENSEMBLE[2])):
+        assert bkctl("bookie", "list", flag, "-u", uri, "-o", "name").out == f"{bookie_id}\n"
 
 
-def test_status_is_unhealthy_while_a_bookie_is_lost(bkctl: Bkctl, uri: str, bookies: Bookies) -> None:
-    def look() -> None:
-        result = bkctl("cluster", "status", "-u", uri, "-o", "json")
-        assert result.code == 10
-        (row,) = json.loads(result.out)["items"]
-        assert (row["state"], row["writable"], row["readonly"], row["lost"]) == ("unhealthy", 1, 1, 1)
-
-    bookies(look)
+def test_status_is_unhealthy_while_a_bookie_is_lost(bkctl: Bkctl, uri: str, bookies: None) -> None:
+    result = bkctl("cluster", "status", "-u", uri, "-o", "json")
+    assert result.code == 10
+    (row,) = json.loads(result.out)["items"]
+    assert (row["state"], row["writable"], row["readonly"], row["lost"]) == ("unhealthy", 1, 1, 1)
 
 
 def init(uri: str, directory: Path, *more: str) -> list[str]:
@@ -231,17 +237,17 @@ def test_bookie_init_refuses_directories_with_data(bkctl: Bkctl, uri: str, tmp_p
     assert str(tmp_path / "ledgers") in result.err
 
 
-def test_bookie_init_refuses_a_known_bookie(bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies) -> None:
-    bookies(lambda: None)  # its cookie stays
+def test_bookie_init_refuses_a_known_bookie(
+    bkctl: Bkctl, uri: str, tmp_path: Path, lost_bookies: None
+) -> None:
     result = bkctl("bookie", "init", *init(uri, tmp_path))
     assert result.code == 8
     assert "cookie" in result.err
 
 
 def test_bookie_format_needs_the_bookie_id_and_empties_the_directories(
-    bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies
+    bkctl: Bkctl, uri: str, tmp_path: Path, lost_bookies: None
 ) -> None:
-    bookies(lambda: None)
     current = tmp_path / "ledgers" / "current"
     current.mkdir(parents=True)
     (current / "0.log").write_bytes(b"entries")
@@ -257,15 +263,12 @@ def test_bookie_format_needs_the_bookie_id_and_empties_the_directories(
 
 
 def test_bookie_format_refuses_while_the_bookie_is_registered(
-    bkctl: Bkctl, uri: str, tmp_path: Path, bookies: Bookies
+    bkctl: Bkctl, uri: str, tmp_path: Path, bookies: None
 ) -> None:
-    def look() -> None:
-        words = init(uri, tmp_path, "--bookie-id", ENSEMBLE[0], "--confirm", ENSEMBLE[0])
-        result = bkctl("bookie", "format", *words)
-        assert result.code == 4
-        assert "stop it first" in result.err
-
-    bookies(look)
+    words = init(uri, tmp_path, "--bookie-id", ENSEMBLE[0], "--confirm", ENSEMBLE[0])
+    result = bkctl("bookie", "format", *words)
+    assert result.code == 4
+    assert "stop it first" in result.err
 
 
 @pytest.mark.parametrize(
