@@ -2,11 +2,15 @@
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.zookeeper_server import ZooKeeperServer
+
+# A test run in the background of a shell ignores SIGINT, and so would the programs that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
