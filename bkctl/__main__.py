@@ -1,6 +1,5 @@
 """`python -m bkctl`, and the one place where an error becomes a line of text and an exit code."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -49,8 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(message: str, code: int, kind: str, options: GlobalOptions) -> int:
-    """Say what went wrong on stderr: one line, and with JSON output also one JSON object."""
-    logging.getLogger("bkctl").debug("the error came from here", exc_info=True)
+    """Say what went wrong on stderr: one line, with JSON output also as JSON, with -v also from where."""
+    if options.verbose:
+        import traceback
+
+        traceback.print_exc()
     sys.stderr.write(f"bkctl: {' '.join(message.split())}\n")
     if options.machine_readable_errors:
         import json

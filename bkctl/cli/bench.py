@@ -26,6 +26,7 @@ from bkctl.cli.arguments import (
     read_password,
 )
 from bkctl.cli.context import metadata_uri, metadata_uri_to_change
+from bkctl.cli.event_loop import run
 from bkctl.cli.histogram import Histogram
 from bkctl.cli.ledger_read import opened
 from bkctl.cli.ledger_write import NewLedger
@@ -87,8 +88,6 @@ def write(
     password_file: PasswordFile = None,
 ) -> None:
     """Add entries to a new ledger for a while; the ledger is deleted at the end."""
-    from bkctl.cli.event_loop import run
-
     wanted = NewLedger.parse(
         ensemble, write_quorum, ack_quorum, digest, None, None, read_password(password_file)
     )
@@ -113,8 +112,6 @@ def read(
     password_file: PasswordFile = None,
 ) -> None:
     """Read a ledger from its first entry on."""
-    from bkctl.cli.event_loop import run
-
     password = read_password(password_file)
     load = Load(entries, None, outstanding, _batch(batch, outstanding))
     row = run(_read(metadata_uri(), parse_ledger_id(ledger), password, load), busy=True)

@@ -12,6 +12,7 @@ import typer
 from bkctl.cli import confirm
 from bkctl.cli.app import group
 from bkctl.cli.context import chosen_context, metadata_store, metadata_uri
+from bkctl.cli.event_loop import run
 from bkctl.cli.options import global_options
 from bkctl.cli.render import Column, Row, emit, format_bytes
 from bkctl.errors import BadInputError, BkctlError, ConflictError, NotFoundError, RefusedError
@@ -109,8 +110,6 @@ def init(
 
     Nothing is written; the first start does that.
     """
-    from bkctl.cli.event_loop import run
-
     loaded = _load(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
     identity = _identity(loaded)
     used = [directory for directory in _directories(loaded) if _has_content(directory)]
@@ -140,8 +139,6 @@ def format_bookie(
 
     The other copies of its entries are then all there is; Apache BookKeeper's `bookieformat`.
     """
-    from bkctl.cli.event_loop import run
-
     loaded = _load(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
     identity = _identity(loaded)
     directories = [directory for directory in _directories(loaded) if Path(directory).exists()]
@@ -181,8 +178,6 @@ def list_bookies(
     ] = False,
 ) -> None:
     """List the bookies: registered ones, and lost ones whose cookie is still there."""
-    from bkctl.cli.event_loop import run
-
     wanted = {state for state, flag in (("rw", writable), ("ro", readonly), ("lost", lost)) if flag}
     rows = run(_list(metadata_uri(), wanted or {"rw", "ro", "lost"}))
     emit("BookieList", rows, _LIST_COLUMNS)
@@ -191,8 +186,6 @@ def list_bookies(
 @app.command("show")
 def show(bookie_id: Annotated[str, typer.Argument(metavar="BOOKIE", help="Bookie id.")]) -> None:
     """Show one bookie: state, endpoints, cookie, disk space as it tells."""
-    from bkctl.cli.event_loop import run
-
     row = run(_show(metadata_uri(), bookie_id))
     columns = [
         Column("bookie_id"),

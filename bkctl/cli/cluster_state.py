@@ -85,6 +85,13 @@ def state_path(directory: Path) -> Path:
     return directory / _FILE_NAME
 
 
+def directory_of(uri: str) -> Path:
+    """Raises NotFoundError for a cluster that is not a local one."""
+    if not uri.startswith("sqlite:///"):
+        raise NotFoundError(f"{uri} is no local cluster; name its directory with --dir")
+    return Path(uri.removeprefix("sqlite://").partition("?")[0]).parent
+
+
 def write_state(directory: Path, state: ClusterState) -> None:
     new = directory / f"{_FILE_NAME}.new"
     new.write_text(json.dumps(asdict(state), indent=2) + "\n")

@@ -10,6 +10,7 @@ import typer
 
 from bkctl.cli.app import single_command
 from bkctl.cli.confirm import note
+from bkctl.cli.event_loop import run
 from bkctl.cli.exit_codes import ExitCode
 from bkctl.cli.options import global_options
 from bkctl.cli.render import Column, colored, emit, use_color
@@ -31,7 +32,6 @@ def demo(
     Takes some seconds, in a temporary directory. Exit code 0 only if everything held, else 7.
     """
     from bkctl.cli.demo_story import tell
-    from bkctl.cli.event_loop import run
 
     options = global_options()
     directory = Path(tempfile.mkdtemp(prefix="bkctl-demo-"))

@@ -24,7 +24,7 @@ class ExitCode(enum.IntEnum):
     TIMED_OUT = 124  # --timeout
     INTERRUPTED = 130
     CLOSED_PIPE = 141
-    TERMINATED = 143
+    TERMINATED = 143  # by SIGTERM or SIGHUP
 
 
 _BY_CLASS: dict[type[Exception], ExitCode] = {

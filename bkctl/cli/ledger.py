@@ -20,6 +20,7 @@ from bkctl.cli.arguments import (
     read_password,
 )
 from bkctl.cli.context import metadata_store, metadata_uri, metadata_uri_to_change
+from bkctl.cli.event_loop import run
 from bkctl.cli.exit_codes import ExitCode
 from bkctl.cli.ledger_rows import LEDGER_COLUMNS, all_metadata, ledger_row
 from bkctl.cli.options import Output, global_options
@@ -51,8 +52,6 @@ def create(
     password_file: PasswordFile = None,
 ) -> None:
     """Create an open, empty ledger, for one `bkctl ledger write LEDGER` to fill."""
-    from bkctl.cli.event_loop import run
-
     wanted = ledger_write.NewLedger.parse(
         ensemble, write_quorum, ack_quorum, digest, meta, ledger_id, read_password(password_file)
     )
@@ -68,8 +67,6 @@ def list_ledgers(
     count: Annotated[bool, typer.Option("--count", help="Only how many there are.")] = False,
 ) -> None:
     """List the ledgers, ascending by id."""
-    from bkctl.cli.event_loop import run
-
     wanted = _parse_state(state) if state is not None else None
     if count:
         row = {"count": run(_count(metadata_uri(), wanted))}
@@ -81,8 +78,6 @@ def list_ledgers(
 @app.command("show")
 def show(ledger: LedgerArgument) -> None:
     """Show a ledger's metadata."""
-    from bkctl.cli.event_loop import run
-
     row = run(_show(metadata_uri(), parse_ledger_id(ledger)))
     emit("Ledger", [row], LEDGER_COLUMNS)
 
@@ -93,8 +88,6 @@ def lac(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
 
     Exit code 9 when some bookies did not answer, 6 when none did.
     """
-    from bkctl.cli.event_loop import run
-
     rows = run(_lac(metadata_uri(), parse_ledger_id(ledger), read_password(password_file)))
     columns = [Column(key) for key in ("bookie_id", "state", "lac", "explicit_lac", "last_entry_id", "error")]
     emit("LastAddConfirmedList", rows, columns)
@@ -106,8 +99,6 @@ def lac(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
 @app.command("fence")
 def fence(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
     """Stop the ledger's writer: its next add fails. The ledger is not closed; see `recover`."""
-    from bkctl.cli.event_loop import run
-
     ledger_id, uri = parse_ledger_id(ledger), metadata_uri_to_change()
     confirm.confirm_change(f"fences ledger {ledger_id}: whoever writes to it can add nothing more")
     row = run(_recovered(uri, ledger_id, read_password(password_file), fence_only=True))
@@ -117,8 +108,6 @@ def fence(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
 @app.command("recover")
 def recover(ledger: LedgerArgument, password_file: PasswordFile = None) -> None:
     """Fence the ledger, find its last entry, restore copies of the tail, and close it."""
-    from bkctl.cli.event_loop import run
-
     ledger_id, uri = parse_ledger_id(ledger), metadata_uri_to_change()
     confirm.confirm_change(f"fences, recovers and closes ledger {ledger_id}: whoever writes to it is stopped")
     row = run(_recovered(uri, ledger_id, read_password(password_file), fence_only=False))
@@ -136,8 +125,6 @@ def delete(
     ] = None,
 ) -> None:
     """Delete ledgers for good. Exit code 9 when some could not be deleted."""
-    from bkctl.cli.event_loop import run
-
     words = [word for ledger in ledgers for word in (sys.stdin.read().split() if ledger == "-" else [ledger])]
     ledger_ids = list(dict.fromkeys(map(parse_ledger_id, words)))
     if not ledger_ids:

@@ -17,6 +17,7 @@ from bkctl.cli.arguments import (
 )
 from bkctl.cli.context import metadata_uri
 from bkctl.cli.entry_framing import Framing, framed
+from bkctl.cli.event_loop import run
 from bkctl.cli.options import Output, global_options
 from bkctl.cli.render import Column, Row, RowWriter
 from bkctl.errors import BadInputError, NoSuchEntryError
@@ -70,8 +71,6 @@ def read(
     On a terminal as a table, else as lines of JSON with `payload` (text) or `payload_hex`; with
     `--raw` exactly the bytes that `bkctl ledger write` took with the same `--entry-per`.
     """
-    from bkctl.cli.event_loop import run
-
     sink = _sink(raw, entry_per, hexadecimal)
     run(_read(metadata_uri(), parse_ledger_range(ledger), read_password(password_file), sink), busy=True)
 
@@ -90,8 +89,6 @@ def tail(
     password_file: PasswordFile = None,
 ) -> None:
     """Follow a ledger: its entries as they are confirmed, until it is closed."""
-    from bkctl.cli.event_loop import run
-
     sink = _sink(raw, entry_per, hexadecimal)
     run(_tail(metadata_uri(), parse_ledger_id(ledger), read_password(password_file), first, count, sink))
 

@@ -28,6 +28,7 @@ from bkctl.cli.arguments import (
 )
 from bkctl.cli.context import metadata_uri_to_change
 from bkctl.cli.entry_framing import Cutter, Framing, LengthCutter, LineCutter
+from bkctl.cli.event_loop import run
 from bkctl.cli.render import Column, Row, emit, format_bytes
 from bkctl.errors import (
     BadInputError,
@@ -158,8 +159,6 @@ def write(
 
     A ledger has one writer, so a closed ledger, or one with entries, cannot be written to.
     """
-    from bkctl.cli.event_loop import run
-
     wanted = NewLedger.parse(
         ensemble, write_quorum, ack_quorum, digest, meta, new_id, read_password(password_file)
     )

@@ -79,7 +79,7 @@ class LocalBookie:
         except TimeoutError:
             await self.stop()
             raise BookieStartError(
-                f"bookie {self.bookie_id} was not ready after {READY_TIMEOUT_S:g} s; see {self.log_path}"
+                f"bookie {self.bookie_id} was not ready after {READY_TIMEOUT_S:g} s; see {self.log_path}", 1
             ) from None
         except asyncio.CancelledError:
             self.signal(signal.SIGKILL)
@@ -95,8 +95,7 @@ class LocalBookie:
                 return
         code = await self._process.wait()
         raise BookieStartError(
-            f"bookie {self.bookie_id} did not start ({ending(code)}): {self._last_words()}",
-            code if code > 0 else 5,
+            f"bookie {self.bookie_id} did not start ({ending(code)}): {self._last_words()}", 1
         )
 
     def _last_words(self) -> str:
