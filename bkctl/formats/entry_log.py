@@ -119,6 +119,16 @@ def parse_file_name(name: str) -> int | None:
     return int(match[1], 16) if match else None
 
 
+def compacting_name(log_id: int) -> str:
+    """The log that a transactional compaction is writing."""
+    return f"{log_id:x}.log.compacting"
+
+
+def compacted_name(log_id: int, source_id: int) -> str:
+    """The finished log `log_id` that shall take the place of log `source_id`; both in hex (trap T3)."""
+    return f"{log_id:x}.log.{source_id:x}.compacted"
+
+
 def compacted_log_ids(names: Iterable[str]) -> list[int]:
     """The ids of logs whose transactional compaction has written `<hex id>.log.<hex source>.compacted`."""
     return [int(match[1], 16) for match in map(_COMPACTED_NAME.fullmatch, names) if match]

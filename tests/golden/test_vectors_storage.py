@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bkctl.errors import CorruptDataError
-from bkctl.formats import entry_log, index
+from bkctl.formats import entry_log, entry_log_metadata, index
 from bkctl.formats.entry import Digester
 from bkctl.server.storage.entry_log import EntryLogReader, Wanted, log_ids
 from bkctl.server.storage.fs import OsFs
@@ -39,7 +39,6 @@ def scanned(data: bytes) -> list[entry_log.ScannedEntry]:
 
 
 def test_every_vector_of_this_subject_has_its_test() -> None:
-    """`metadata_cache_value` and `compaction_names` but for its `flushed` belong to garbage collection."""
     assert set(ENTRY_LOG) == {
         "file_name", "header_open", "sealed_log", "big_map", "direct_io_header", "direct_io_one_entry",
         "largest_gap", "compaction_names", "metadata_cache_value",
@@ -58,8 +57,29 @@ def test_entry_log_file_name(vector: dict[str, Any]) -> None:
 def test_entry_log_compaction_names() -> None:
     vector = ENTRY_LOG["compaction_names"]
     names = [vector["writing"], vector["flushed"], vector["final"]]
+    destination, source = vector["destination"], vector["source"]
+    assert names == [
+        entry_log.compacting_name(destination),
+        entry_log.compacted_name(destination, source),
+        entry_log.file_name(destination),
+    ]
     assert entry_log.compacted_log_ids(names) == [vector["destination"]]
     assert [entry_log.parse_file_name(name) for name in names] == [None, None, vector["destination"]]
+
+
+def test_entry_log_metadata_cache_value() -> None:
+    vector = ENTRY_LOG["metadata_cache_value"]
+    ledger_bytes = {int(ledger_id): size for ledger_id, size in vector["ledgers"].items()}
+    metadata = entry_log_metadata.EntryLogMetadata(
+        vector["logId"], vector["totalSize"], vector["remainingSize"], ledger_bytes
+    )
+    value = bytes.fromhex(vector["hex"])
+    assert entry_log_metadata.encode(metadata) == value
+    assert entry_log_metadata.decode(value) == metadata
+    assert entry_log_metadata.pack_key(vector["logId"]).hex() == vector["key_hex"]
+    for damaged in (value[:-1], value[:20], b"\x00\x01" + value[2:]):
+        with pytest.raises(CorruptDataError):
+            entry_log_metadata.decode(damaged)
 
 
 def test_entry_log_header_open() -> None:
