@@ -263,7 +263,8 @@ async def _write(
             if not isinstance(error, BkctlError) or isinstance(error, BadInputError):
                 await writer.close()  # ours to end: what was written stays readable
             end = writer.last_add_confirmed
-            confirm.note(f"ledger {writer.ledger_id}: stored up to entry {end} before it stopped")
+            stored = f"stored up to entry {end}" if end >= 0 else "nothing was stored"
+            confirm.note(f"ledger {writer.ledger_id}: {stored} before it stopped")
             raise
         if not keep_open:
             await writer.close()
