@@ -21,6 +21,7 @@ class ClientSettings:
     add_timeout_ms: int = 5_000  # then the bookie is replaced (addEntryTimeoutSec)
     read_timeout_ms: int = 5_000  # of one bookie's answer (readEntryTimeoutSec)
     speculative_read_timeout_ms: int = 2_000  # then another replica is asked, too (speculativeReadTimeout)
+    close_linger_ms: int = 1_000  # a closing writer waits so long for copies beyond the ack quorum
     explicit_lac_interval_ms: int = 0  # 0: never (explicitLacInterval)
     quarantine_ms: int = 60_000  # a bookie that failed is chosen last for so long
     ensemble_changes_max: int | None = None  # per ledger handle; None: no limit (maxNumEnsembleChanges)
@@ -39,7 +40,8 @@ class ClientSettings:
                 continue
             lowest = (
                 0
-                if field.name in ("explicit_lac_interval_ms", "quarantine_ms", "ensemble_changes_max")
+                if field.name
+                in ("close_linger_ms", "explicit_lac_interval_ms", "quarantine_ms", "ensemble_changes_max")
                 else 1
             )
             if value < lowest:

@@ -420,6 +420,7 @@ class LedgerWriter:
         """
         self._flush()
         await self._drained()
+        await self._last_copies()
         self._perform(self._adds.close)
         if self._adds.state is WriterState.WITHDRAWN:
             assert self._adds.error is not None
@@ -434,6 +435,12 @@ class LedgerWriter:
             waiter = self._loop.create_future()
             self._room_waiters.append(waiter)
             await waiter
+
+    async def _last_copies(self) -> None:
+        """Give bookies beyond the ack quorum a moment: once the client is gone nobody sends to them."""
+        deadline = self._loop.time() + self._settings.close_linger_ms / 1000
+        while self._adds.behind(self._adds.admitted) and self._loop.time() < deadline:
+            await asyncio.sleep(_LAG_POLL_MS / 1000)
 
     async def abort(self) -> None:
         """Fail what is pending and let go, leaving the ledger open; for a client that closes."""
