@@ -176,7 +176,8 @@ class Story:
     async def _write(self) -> str:
         await self._stream.reaches(_ENTRIES_PER_ACT)
         ensemble = " and ".join(self._stream.writer.metadata.last_segment.ensemble)
-        return f"ledger {self._ledger_id}: {self._stream.acknowledged + 1:,} entries on {ensemble}"
+        lac = self._stream.writer.last_add_confirmed
+        return f"ledger {self._ledger_id} on {ensemble}: LAC {lac:,}"
 
     async def _kill(self) -> str:
         self._killed = self._stream.writer.metadata.last_segment.ensemble[0]
@@ -194,7 +195,8 @@ class Story:
         _must(len(metadata.segments) == 2, f"expected two segments, found {len(metadata.segments)}")
         _must(self._killed not in segment.ensemble, f"the ensemble still is {segment.ensemble}")
         ensemble = " and ".join(segment.ensemble)
-        return f"from entry {segment.first_entry_id:,} on {ensemble}; no add failed"
+        lac = self._stream.writer.last_add_confirmed
+        return f"from entry {segment.first_entry_id:,} on {ensemble}; no add failed, LAC {lac:,}"
 
     async def _fence(self) -> str:
         reader = await self._rival.open_ledger(self._ledger_id, _PASSWORD)
