@@ -15,7 +15,14 @@ from bkctl.cli.context import chosen_context, metadata_store, metadata_uri
 from bkctl.cli.event_loop import run
 from bkctl.cli.options import global_options
 from bkctl.cli.render import Column, Row, emit, format_bytes
-from bkctl.errors import BadInputError, BkctlError, ConflictError, NotFoundError, RefusedError
+from bkctl.errors import (
+    BadInputError,
+    BkctlError,
+    BookieStartError,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+)
 
 if TYPE_CHECKING:
     from bkctl.config import BookieSettings
@@ -80,11 +87,14 @@ def start(
 
     Prints `ready BOOKIE_ID at HOST:PORT` when it serves. Exit codes are those of Java's BookieServer.
     """
-    from bkctl.daemon import run_bookie
+    from bkctl.daemon import EXIT_CONFIGURATION, run_bookie
 
-    loaded = _load(
-        conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings, force_read_only
-    )
+    try:
+        loaded = _load(
+            conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings, force_read_only
+        )
+    except BadInputError as error:
+        raise BookieStartError(str(error), EXIT_CONFIGURATION) from error
     if pid_file is not None:
         _take_pid_file(pid_file)
     try:
