@@ -57,7 +57,7 @@ class BookieSettings:
     journal_sync: bool = _setting("journalSyncData", True)
     journal_skip_invalid: bool = _setting("skipReplayJournalInvalidRecord", False)
 
-    write_cache_mib: int = _setting("dbStorage_writeCacheMaxSizeMb", 256, low=4)
+    write_cache_mib: int = _setting("dbStorage_writeCacheMaxSizeMb", 128, low=4)
     read_cache_mib: int = _setting("dbStorage_readAheadCacheMaxSizeMb", 64, low=1)
     read_ahead_count: int = _setting("dbStorage_readAheadCacheBatchSize", 100, low=0)
     throttle_ms_max: int = _setting("dbStorage_maxThrottleTimeMs", 10_000, low=0)
