@@ -84,6 +84,9 @@ REFUSED = {
     "entryLogPerLedgerEnabled": "one entry log per ledger is not supported",
 }
 
+# The table service's keys stand in the shipped bk_server.conf, too.
+_OTHER_COMPONENTS = ("dlog.", "storage.", "storageserver.")
+
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
@@ -186,7 +189,7 @@ def _settings(found: Mapping[str, tuple[str, str]]) -> BookieSettings:
         if (setting := by_key.get(key)) is not None:
             if text or setting.type is str:
                 values[setting.name] = _parse(setting, text, where)
-        elif key not in BOOKKEEPER_KEYS:
+        elif key not in BOOKKEEPER_KEYS and not key.startswith(_OTHER_COMPONENTS):
             near = difflib.get_close_matches(key, BOOKKEEPER_KEYS | by_key.keys(), n=1)
             warnings.append(
                 f"{where}: unknown key {key} is ignored" + (f"; did you mean {near[0]}?" if near else "")

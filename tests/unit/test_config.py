@@ -46,7 +46,7 @@ def test_defaults_are_javas() -> None:
 
 def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) -> None:
     conf = tmp_path / "c.conf"
-    conf.write_text("bookieprot=1\n\nauditorPeriodicCheckInterval=5\n")
+    conf.write_text("bookieprot=1\n\nauditorPeriodicCheckInterval=5\nstorageserver.grpc.port=4181\n")
     settings = load_bookie_settings(conf, {})
     assert settings.warnings == (f"{conf}:1: unknown key bookieprot is ignored; did you mean bookiePort?",)
 
