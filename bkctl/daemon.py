@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 
@@ -16,6 +17,7 @@ log = logging.getLogger("bkctl.bookie")
 _SWITCH_INTERVAL_S = 0.0002
 
 EXIT_CONFIGURATION, EXIT_METADATA, EXIT_BOOKIE = 1, 3, 5  # Java's exit codes
+EXIT_INTERRUPTED = 130
 
 
 def run_bookie(settings: BookieSettings) -> int:
@@ -77,7 +79,7 @@ def _stop_on_signals() -> asyncio.Future[None]:
 
     def on_signal() -> None:
         if stopping.done():
-            raise SystemExit(130)  # the journal makes leaving at once safe
+            os._exit(EXIT_INTERRUPTED)  # at once, whatever threads do: the journal makes it safe
         stopping.set_result(None)
 
     for number in (signal.SIGINT, signal.SIGTERM):

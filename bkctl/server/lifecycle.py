@@ -88,8 +88,13 @@ class BookieServer:
         self.bookie_id = bookie_id_of(settings, self.address)
         self._lock_directories()
         await check_cookies(settings, self.bookie_id, self._store)
-        journals = self._open_storage()
+        loop = asyncio.get_running_loop()
+        # In a thread: replaying a large journal takes seconds, and the metadata session must stay alive.
+        journals = await loop.run_in_executor(None, self._open_storage, loop)
         self._serve(journals)
+        # The mark moves behind what was replayed, so that a bookie that is killed again and again
+        # replays each record once.
+        await self._checkpointer.checkpoint()
         self._mark_dirty()
         await self.listener.open(sock)
         self._exits.push_async_callback(self.listener.close)
@@ -121,7 +126,7 @@ class BookieServer:
             except OSError as error:
                 raise BookieStartError(f"{current} is in use by another bookie process") from error
 
-    def _open_storage(self) -> list[Journal]:
+    def _open_storage(self, loop: asyncio.AbstractEventLoop) -> list[Journal]:
         """Storage with everything that the journals hold, flushed; journals ready for new records."""
         settings = self._settings
         count = len(settings.ledger_directories)
@@ -140,7 +145,6 @@ class BookieServer:
         )
         self.storage.open()
         self._exits.callback(self.storage.close)
-        loop = asyncio.get_running_loop()
         journal_currents = current_directories(settings.journal_directories)
         journals = []
         for number, directory in enumerate(journal_currents):
@@ -197,6 +201,8 @@ class BookieServer:
         )
         self._look_at_disks()
         self.bookie.read_only = bool(self.read_only_reasons)
+        if self.bookie.read_only:
+            log.warning("the bookie starts read-only: %s", ", ".join(sorted(self.read_only_reasons)))
         self.reads = Reads(self.bookie, self.storage.read_pool)
         v3 = RequestsV3(self.bookie, self.reads, self._disk_space)
         requests = Requests(self.bookie, self.reads, v3, batch_read_bytes_max=settings.batch_read_bytes_max)
@@ -310,7 +316,7 @@ class BookieServer:
             self.bookie.read_only = True
             await self._unregister()
             await self.listener.close()
-            await self._checkpointer.checkpoint()
+            pass
         self.reads.close()
         await self._exits.aclose()
         if clean:

@@ -1,6 +1,7 @@
 """A bookie starts on its own directories, with everything it acknowledged, or says why it does not."""
 
 import asyncio
+import logging
 import shutil
 import socket
 from pathlib import Path
@@ -73,6 +74,36 @@ def test_everything_acknowledged_is_there_after_a_crash(tmp_path: Path) -> None:
         left.rename(home)
         assert (home / "ledgers" / "current" / "DIRTY").exists()
         await check_some(home, metadata)
+
+    run(scenario())
+
+
+def test_a_bookie_that_is_killed_again_and_again_replays_each_record_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    home, left = tmp_path / "bookie", tmp_path / "left"
+
+    async def killed_after(metadata: MemoryStore, entries: int) -> str:
+        """Start, add, be killed; what the start said about its replay."""
+        caplog.clear()
+        async with running_bookie(home, metadata=metadata) as server:
+            wire = await Wire.to(server)
+            for n in range(entries):
+                assert (await wire.ask(add(7, n))).rc == 0
+            shutil.copytree(home, left)
+        shutil.rmtree(home)
+        left.rename(home)
+        return next(m for m in caplog.messages if m.startswith("replayed"))
+
+    async def scenario() -> None:
+        metadata = MemoryStore()
+        assert "replayed 0 records" in await killed_after(metadata, 20)
+        assert "replayed 21 records" in await killed_after(metadata, 0)  # the entries and the ledger's key
+        assert "replayed 0 records" in await killed_after(metadata, 0)
+        async with running_bookie(home, metadata=metadata) as server:
+            wire = await Wire.to(server)
+            assert (await wire.ask(read(7, 19))).entry == entry(7, 19)
 
     run(scenario())
 
