@@ -316,7 +316,7 @@ class BookieServer:
             self.bookie.read_only = True
             await self._unregister()
             await self.listener.close()
-            pass
+            await self._checkpointer.checkpoint()
         self.reads.close()
         await self._exits.aclose()
         if clean:

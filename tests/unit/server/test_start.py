@@ -47,13 +47,18 @@ async def check_some(directory: Path, metadata: MemoryStore) -> None:
         assert (await wire.ask(wrong_key)).rc == ResultCode.EUA.rc  # compared with the stored key
 
 
-def test_everything_is_there_after_an_orderly_stop(tmp_path: Path) -> None:
+def test_everything_is_there_after_an_orderly_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In entry logs and indexes: nothing is left to replay."""
+    caplog.set_level(logging.INFO)
+
     async def scenario() -> None:
         metadata = MemoryStore()
         await write_some(tmp_path, metadata)
         assert not (tmp_path / "ledgers" / "current" / "DIRTY").exists()
         await check_some(tmp_path, metadata)
         await check_some(tmp_path, metadata)
+        replayed = [m.split()[1] for m in caplog.messages if m.startswith("replayed")]
+        assert replayed == ["0", "0", "0"]
 
     run(scenario())
 
