@@ -29,10 +29,13 @@ def payload(seed: int, number: int) -> bytes:
 async def write_until_killed(client: BookKeeper, seed: int, kill: Callable[[], None]) -> tuple[int, int]:
     """Append until the bookies are gone; (ledger id, number of acknowledged entries)."""
     ledger = await client.create_ledger()
-    acked = 0
+    await ledger.append_many(
+        [payload(seed, number) for number in range(50)]
+    )  # so that there is something to lose
+    acked = 50
     killing = asyncio.get_running_loop().run_in_executor(None, kill)
     pending: list[asyncio.Future[tuple[int, int]]] = []
-    number = 0
+    number = 50
     try:
         while True:
             await ledger.wait_writable()
@@ -85,7 +88,6 @@ def test_no_acknowledged_entry_is_lost_when_all_bookies_are_killed(tmp_path: Pat
     uri = f"sqlite://{tmp_path}/metadata.db"
     with bookies(uri, tmp_path, 3) as running:
         acked = [asyncio.run(one_round(uri, seed, running, lambda: None)) for seed in range(ROUNDS)]
-    assert sum(acked) > 0, "the bookies were killed before anything was acknowledged"
     print(f"{ROUNDS} rounds, acknowledged entries per round: {acked}")
 
 
@@ -101,5 +103,4 @@ def test_nor_when_zookeeper_is_restarted_in_between(
 
     with bookies(uri, tmp_path, 3, settings=["zkTimeout=4000"]) as running:
         acked = [asyncio.run(one_round(uri, seed, running, restart)) for seed in range(ROUNDS)]
-    assert sum(acked) > 0, "the bookies were killed before anything was acknowledged"
     print(f"{ROUNDS} rounds, acknowledged entries per round: {acked}")
