@@ -11,7 +11,18 @@ import typer
 
 from bkctl.cli import confirm
 from bkctl.cli.app import group
-from bkctl.cli.context import chosen_context, metadata_store, metadata_uri
+from bkctl.cli.bookie_options import (
+    AdvertisedAddress,
+    BookieIdOption,
+    ConfFile,
+    Indexes,
+    Journals,
+    Ledgers,
+    Port,
+    Settings,
+    load_settings,
+)
+from bkctl.cli.context import metadata_store, metadata_uri
 from bkctl.cli.event_loop import run
 from bkctl.cli.options import global_options
 from bkctl.cli.render import Column, Row, emit, format_bytes
@@ -31,35 +42,6 @@ if TYPE_CHECKING:
 
 app = group("Run a bookie, and look at those of a cluster.")
 
-ConfFile = Annotated[
-    Path | None, typer.Option("-c", "--conf", metavar="FILE", help="Java's bk_server.conf, read as it is.")
-]
-Port = Annotated[
-    int | None,
-    typer.Option("-p", "--port", min=0, max=65535, help="0 takes a free one; else bookiePort, 3181."),
-]
-Journals = Annotated[
-    list[str] | None, typer.Option("-j", "--journal", metavar="DIR", help="Journal directory; repeatable.")
-]
-Ledgers = Annotated[
-    list[str] | None, typer.Option("-l", "--ledgers", metavar="DIR", help="Ledger directory; repeatable.")
-]
-Indexes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-i", "--index", metavar="DIR", help="Index directory, one per ledger directory; repeatable."
-    ),
-]
-BookieIdOption = Annotated[
-    str | None, typer.Option("--bookie-id", metavar="ID", help="Identity; else HOST:PORT.")
-]
-AdvertisedAddress = Annotated[
-    str | None, typer.Option("--advertised-address", metavar="HOST", help="Where clients reach this bookie.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of bk_server.conf; repeatable."),
-]
 Confirm = Annotated[
     str | None,
     typer.Option("--confirm", metavar="ID", help="The bookie id once more, to go on without asking."),
@@ -90,7 +72,7 @@ def start(
     from bkctl.daemon import EXIT_CONFIGURATION, run_bookie
 
     try:
-        loaded = _load(
+        loaded = load_settings(
             conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings, force_read_only
         )
     except BadInputError as error:
@@ -120,7 +102,7 @@ def init(
 
     Nothing is written; the first start does that.
     """
-    loaded = _load(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
+    loaded = load_settings(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
     identity = _identity(loaded)
     used = [directory for directory in _directories(loaded) if _has_content(directory)]
     if used:
@@ -149,7 +131,7 @@ def format_bookie(
 
     The other copies of its entries are then all there is; Apache BookKeeper's `bookieformat`.
     """
-    loaded = _load(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
+    loaded = load_settings(conf, port, journals, ledgers, indexes, bookie_id, advertised_address, settings)
     identity = _identity(loaded)
     directories = [directory for directory in _directories(loaded) if Path(directory).exists()]
     if global_options().read_only:
@@ -209,46 +191,6 @@ def show(bookie_id: Annotated[str, typer.Argument(metavar="BOOKIE", help="Bookie
         Column("error", wide=True),
     ]
     emit("Bookie", [row], columns)
-
-
-def _load(
-    conf: Path | None,
-    port: int | None,
-    journals: list[str] | None,
-    ledgers: list[str] | None,
-    indexes: list[str] | None,
-    bookie_id: str | None,
-    advertised_address: str | None,
-    settings: list[str] | None,
-    force_read_only: bool = False,
-) -> "BookieSettings":
-    """The settings: flags over `--set` over the file over defaults."""
-    from bkctl.config import load_bookie_settings
-
-    overrides: dict[str, str] = {}
-    for pair in settings or []:
-        key, equals, value = pair.partition("=")
-        if not key.strip() or not equals:
-            raise BadInputError(f"cannot use --set '{pair}'; write KEY=VALUE")
-        overrides[key.strip()] = value.strip()
-    flags = {
-        "bookiePort": None if port is None else str(port),
-        "journalDirectories": ",".join(journals or []),
-        "ledgerDirectories": ",".join(ledgers or []),
-        "indexDirectories": ",".join(indexes or []),
-        "bookieId": bookie_id,
-        "advertisedAddress": advertised_address,
-        "forceReadOnlyBookie": "true" if force_read_only else None,
-    }
-    overrides |= {key: value for key, value in flags.items() if value}
-    options = global_options()
-    if options.metadata_uri or options.context:
-        overrides["metadataServiceUri"] = chosen_context(options).metadata_uri
-    loaded = load_bookie_settings(conf, overrides)
-    if not loaded.metadata_uri:
-        overrides["metadataServiceUri"] = chosen_context(options).metadata_uri
-        loaded = load_bookie_settings(conf, overrides)
-    return loaded
 
 
 def _identity(settings: "BookieSettings") -> "BookieId":
