@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test torture check lint setup zookeeper lock clean
+.PHONY: demo test interop interop-table torture check lint setup zookeeper lock clean
 .DELETE_ON_ERROR:
 
 demo: $(READY) ## three bookies on this machine: write, lose one, change ensemble, fence, recover, verify
@@ -12,6 +12,14 @@ demo: $(READY) ## three bookies on this machine: write, lose one, change ensembl
 
 test: $(READY) zookeeper ## everything that must hold, fast tests first
 	$(BIN)/python -m pytest -q
+
+interop: $(READY) ## against the released Apache BookKeeper; needs a JDK and Maven
+	$(BIN)/python -m pytest -q tests/interop
+
+interop-table: $(READY) ## docs/interop.md from the newest release and the one before it
+	$(BIN)/python -m pytest -q tests/interop
+	BKCTL_INTEROP_PROFILE=previous $(BIN)/python -m pytest -q tests/interop
+	$(BIN)/python -m tests.interop.matrix > docs/interop.md
 
 check: $(READY) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .

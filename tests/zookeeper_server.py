@@ -1,4 +1,4 @@
-"""A real ZooKeeper server, from Debian's package, for tests."""
+"""A real ZooKeeper server for tests: Debian's, or that of a given class path."""
 
 import contextlib
 import os
@@ -19,21 +19,27 @@ _NEEDED = (
 _START_S = 60.0  # a cold JVM on a machine that is busy with other tests
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listened on a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def _debian_class_path() -> str:
+    missing = [name for name in _NEEDED if not (_JARS / f"{name}.jar").exists()]
+    assert not missing, "missing: the Debian package zookeeper; install it with `make zookeeper`"
+    return ":".join(str(_JARS / f"{name}.jar") for name in _NEEDED)
 
 
 class ZooKeeperServer:
     """One stand-alone server in a temporary directory; `start` again after `stop` or `kill` keeps
     its port and data. Sessions may be as short as 200 ms and expire with 100 ms precision."""
 
-    def __init__(self) -> None:
-        missing = [name for name in _NEEDED if not (_JARS / f"{name}.jar").exists()]
-        assert not missing, "missing: the Debian package zookeeper; install it with `make zookeeper`"
+    def __init__(self, class_path: str | None = None) -> None:
+        self._class_path = class_path or _debian_class_path()
         assert shutil.which("java"), "missing: java; install it with `make zookeeper`"
         self._directory = Path(tempfile.mkdtemp(prefix="bkctl-zookeeper-"))
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._config = self._directory / "zoo.cfg"
         self._config.write_text(
@@ -55,9 +61,8 @@ class ZooKeeperServer:
     def start(self) -> None:
         """Return when the server answers."""
         assert self._process is None, "the server is running"
-        jars = ":".join(str(_JARS / f"{name}.jar") for name in _NEEDED)
         command = ["java", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
-        command += ["-Dzookeeper.forceSync=no", "-cp", jars]
+        command += ["-Dzookeeper.forceSync=no", "-cp", self._class_path]
         command += ["org.apache.zookeeper.server.quorum.QuorumPeerMain", str(self._config)]
         log = self._directory / "server.log"
         with log.open("ab") as output:

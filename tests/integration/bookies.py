@@ -21,18 +21,35 @@ def bkctl(*arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subproc
     )
 
 
+def numbered(directory: Path, name: str, count: int) -> list[Path]:
+    """`name` below `directory`, then `name-2` and so on."""
+    return [directory / (name if n == 1 else f"{name}-{n}") for n in range(1, count + 1)]
+
+
 class BookieProcess:
     """One bookie with its directory; may be killed and started again, on another port each time."""
 
-    def __init__(self, uri: str, directory: Path, name: str, settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        uri: str,
+        directory: Path,
+        name: str,
+        settings: Sequence[str] = (),
+        *,
+        journals: int = 1,
+        ledgers: int = 1,
+    ) -> None:
         self.name = name
         self.directory = directory
         self.log = directory / "bookie.log"
         self._command = [
             *_BKCTL, "bookie", "start", "-u", uri, "-p", "0", "--bookie-id", name,
             "--advertised-address", "127.0.0.1", "--set", "allowLoopback=true",
-            "-j", str(directory / "journal"), "-l", str(directory / "ledgers"),
         ]  # fmt: skip
+        for journal in numbered(directory, "journal", journals):
+            self._command += ["-j", str(journal)]
+        for ledger_directory in numbered(directory, "ledgers", ledgers):
+            self._command += ["-l", str(ledger_directory)]
         for setting in ("journalPreAllocSizeMB=4", "dbStorage_writeCacheMaxSizeMb=64", *settings):
             self._command += ["--set", setting]
         self.process: subprocess.Popen[bytes] | None = None
