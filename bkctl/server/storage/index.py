@@ -7,6 +7,7 @@ The one home of rocksdict. What is known of it here (version 0.3.29):
 - Single gets, writes and iterator steps hold the interpreter's lock; `get([...])`, `flush_wal` and
   `close` release it. So writes are not synced, batches are small, and `sync` follows in a worker.
 - A batch is spent by writing it, and a live iterator keeps the database open after `close`.
+- `items` and `keys` stop at a block that cannot be read as if it were the end: ask `status` there.
 
 Every method may block. One handle may be used from several threads.
 
@@ -15,10 +16,12 @@ LedgerMetadataIndex.
 """
 
 import errno
+import re
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
@@ -40,6 +43,11 @@ from bkctl.formats import index as fmt
 _FORMAT_VERSION = 5  # the newest table format that RocksDB 6.6 and upstream 4.12 can read
 _BATCH_OPERATIONS = 4096  # one write holds the interpreter's lock for half a millisecond
 _MIB = 1 << 20
+_OPEN_ATTEMPTS = 3  # of a database whose files may be replaced meanwhile
+_OPEN_PAUSE_S = 0.1
+
+LEDGERS_NAME = "ledgers"  # the directories of the two databases below `current`
+LOCATIONS_NAME = "locations"
 
 
 def new_block_cache(size_bytes: int) -> Cache:
@@ -111,8 +119,9 @@ class LocationsIndex:
         """Every entry id of the ledger, ascending; raises OSError, CorruptDataError."""
         first, end = fmt.entry_key_range(ledger_id)
         with _named(self._path):
-            keys = cast(Iterator[bytes], self._database.keys(from_key=first, read_opt=_before(end)))
-            return fmt.entry_ids_of_keys(keys)
+            keys = list(cast(Iterator[bytes], self._database.keys(from_key=first, read_opt=_before(end))))
+            _check_end(self._database, keys[-1] if keys else first, _before(end))
+        return fmt.entry_ids_of_keys(keys)
 
     def following(self, ledger_id: int, entry_id: int, count_max: int) -> list[tuple[int, int]]:
         """(entry id, location) of the entries next after `entry_id`; raises OSError, CorruptDataError."""
@@ -120,8 +129,18 @@ class LocationsIndex:
         with _named(self._path):
             items = self._database.items(from_key=first, read_opt=_before(end))
             found = list(islice(cast(Iterator[tuple[bytes, bytes]], items), count_max))
+            if len(found) < count_max:
+                _check_end(self._database, found[-1][0] if found else first, _before(end))
         entry_ids = fmt.entry_ids_of_keys(key for key, _ in found)
         return [(i, fmt.unpack_location_value(value)) for i, (_, value) in zip(entry_ids, found, strict=True)]
+
+    def records(self, first: bytes = b"", end: bytes | None = None) -> Iterator[list[tuple[bytes, bytes]]]:
+        """(key, value) as stored of the entries from key `first` to before `end`, ascending, in batches.
+
+        Raises OSError, CorruptDataError; what could be read before was yielded.
+        """
+        with _named(self._path):
+            yield from _batches(self._database, first, end)
 
     def close(self) -> None:
         with _named(self._path):
@@ -144,15 +163,19 @@ class LedgersIndex:
     def load(self) -> dict[int, fmt.LedgerData]:
         """Every ledger, without the reserved negative ids; raises OSError, CorruptDataError."""
         ledgers: dict[int, fmt.LedgerData] = {}
-        with _named(self._path):
-            for key, value in cast(Iterator[tuple[bytes, bytes]], self._database.items()):
-                ledger_id = fmt.unpack_ledger_key(key)
-                if ledger_id < 0:
-                    continue
-                if len(key) == fmt.ENTRY_KEY_BYTES:
-                    self._rebuilt.add(ledger_id)
-                ledgers[ledger_id] = fmt.unpack_ledger_data(value)  # the longer key comes later and wins
+        for key, value in chain.from_iterable(self.records()):
+            ledger_id = fmt.unpack_ledger_key(key)
+            if ledger_id < 0:
+                continue
+            if len(key) == fmt.ENTRY_KEY_BYTES:
+                self._rebuilt.add(ledger_id)
+            ledgers[ledger_id] = fmt.unpack_ledger_data(value)  # the longer key comes later and wins
         return ledgers
+
+    def records(self) -> Iterator[list[tuple[bytes, bytes]]]:
+        """(key, value) as stored, ascending, in batches; raises OSError, CorruptDataError."""
+        with _named(self._path):
+            yield from _batches(self._database)
 
     def write(self, changed: Mapping[int, fmt.LedgerData], deleted: Collection[int]) -> None:
         """Store and forget ledgers; not durable before `sync`; raises OSError.
@@ -190,21 +213,26 @@ def open_offline(index_dir: Path) -> Iterator[tuple[LedgersIndex, LocationsIndex
     memory. RocksDB writes into every directory it opens, so it gets one of symbolic links.
 
     Raises:
-        CorruptDataError: there is no readable database, or files went away under a running bookie.
+        CorruptDataError: there is no readable database, or files went on going away under a bookie.
     """
-    with tempfile.TemporaryDirectory(prefix="bkctl-index-") as temporary:
-        ledgers_path, locations_path = index_dir / "ledgers", index_dir / "locations"
-        databases = []
-        try:
-            for path, options in (
-                (ledgers_path, _ledgers_options()),
-                (locations_path, _locations_options(new_block_cache(8 * _MIB))),
-            ):
-                databases.append(_open_links(path, Path(temporary, path.name), options))
-            yield LedgersIndex(ledgers_path, databases[0]), LocationsIndex(locations_path, databases[1])
-        finally:
-            for database in databases:
-                database.close()
+    with open_ledgers_offline(index_dir) as ledgers, open_locations_offline(index_dir) as locations:
+        yield ledgers, locations
+
+
+@contextmanager
+def open_ledgers_offline(index_dir: Path) -> Iterator[LedgersIndex]:
+    """As `open_offline`, the one index alone."""
+    path = index_dir / LEDGERS_NAME
+    with _linked(path, _ledgers_options()) as database:
+        yield LedgersIndex(path, database)
+
+
+@contextmanager
+def open_locations_offline(index_dir: Path) -> Iterator[LocationsIndex]:
+    """As `open_offline`, the one index alone."""
+    path = index_dir / LOCATIONS_NAME
+    with _linked(path, _locations_options(new_block_cache(8 * _MIB))) as database:
+        yield LocationsIndex(path, database)
 
 
 def _open(path: Path, options: Options) -> Rdict:
@@ -214,15 +242,30 @@ def _open(path: Path, options: Options) -> Rdict:
         raise BookieStartError(f"cannot open the index {path}: {exc}") from exc
 
 
+@contextmanager
+def _linked(path: Path, options: Options) -> Iterator[Rdict]:
+    """The database at `path`, open read-only; a few attempts, as its owner may replace files."""
+    with tempfile.TemporaryDirectory(prefix="bkctl-index-") as temporary:
+        for attempt in range(_OPEN_ATTEMPTS):
+            try:
+                database = _open_links(path, Path(temporary, str(attempt), path.name), options)
+                break
+            except Exception as exc:  # rocksdict raises no narrower class
+                if attempt == _OPEN_ATTEMPTS - 1:
+                    raise CorruptDataError(f"cannot read the index {path}: {_words(exc, path)}") from exc
+                time.sleep(_OPEN_PAUSE_S)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
 def _open_links(path: Path, links: Path, options: Options) -> Rdict:
-    try:
-        links.mkdir()
-        for file in path.iterdir():
-            if not file.name.startswith(("LOCK", "LOG")):
-                (links / file.name).symlink_to(file.resolve())
-        return Rdict(str(links), options, {"default": options}, AccessType.read_only(False))
-    except Exception as exc:  # rocksdict raises no narrower class
-        raise CorruptDataError(f"cannot read the index {path}: {exc}") from exc
+    links.mkdir(parents=True)
+    for file in path.iterdir():
+        if not file.name.startswith(("LOCK", "LOG")):
+            (links / file.name).symlink_to(file.resolve())
+    return Rdict(str(links), options, {"default": options}, AccessType.read_only(False))
 
 
 @contextmanager
@@ -234,14 +277,41 @@ def _named(path: Path) -> Iterator[None]:
         raise
     except Exception as exc:
         if str(exc).startswith("Corruption"):
-            raise CorruptDataError(f"index {path}: {exc}") from exc
-        raise OSError(errno.EIO, f"index {path}: {exc}") from exc
+            raise CorruptDataError(f"index {path}: {_words(exc, path)}") from exc
+        raise OSError(errno.EIO, f"index {path}: {_words(exc, path)}") from exc
 
 
-def _before(end: bytes) -> ReadOptions:
+def _words(exc: Exception, path: Path) -> str:
+    """RocksDB's message; a file is named where it is, not by its link."""
+    return re.sub(rf"/\S*/{path.name}/(?=[^/\s]+)", f"{path}/", str(exc))
+
+
+def _batches(
+    database: Rdict, first: bytes = b"", end: bytes | None = None
+) -> Iterator[list[tuple[bytes, bytes]]]:
+    """(key, value) from key `first` to before `end`, all of them or an exception at the end."""
+    items = cast(Iterator[tuple[bytes, bytes]], database.items(from_key=first or None, read_opt=_before(end)))
+    last = first
+    while batch := list(islice(items, _BATCH_OPERATIONS)):
+        yield batch
+        last = batch[-1][0]
+    _check_end(database, last, _before(end))
+
+
+def _check_end(database: Rdict, last: bytes, options: ReadOptions) -> None:
+    """Raises unless the entries behind the key `last` have ended, rather than cannot be read."""
+    iterator = database.iter(options)
+    iterator.seek(last)
+    if iterator.valid():
+        iterator.next()
+    iterator.status()
+
+
+def _before(end: bytes | None) -> ReadOptions:
     """Iterators stop before `end`. A lower bound set first would be forgotten by rocksdict 0.3.29."""
     options = ReadOptions()
-    options.set_iterate_upper_bound(end)
+    if end is not None:
+        options.set_iterate_upper_bound(end)
     return options
 
 

@@ -192,3 +192,49 @@ def test_the_options_are_those_of_java(tmp_path: Path, name: str) -> None:
     assert {option: ours[option] for option in MUST_MATCH} == {option: java[option] for option in MUST_MATCH}
     # rocksdict writes the filter's name without its bits: 13.
     assert (ours["filter_policy"] == "nullptr") == (java["filter_policy"] == "nullptr")
+
+
+def flip_data_bit(database: Path) -> None:
+    """Flip a bit of the first data block of the only table."""
+    [table] = database.glob("*.sst")
+    content = bytearray(table.read_bytes())
+    content[100] ^= 1
+    table.write_bytes(content)
+
+
+def test_a_block_that_cannot_be_read_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    ledgers = LedgersIndex.open(tmp_path / "ledgers")
+    ledgers.write({i: fmt.LedgerData(True, KEY) for i in range(100)}, [])
+    ledgers.close()
+    locations = open_locations(tmp_path)
+    locations.put([fmt.entry_key(1, i) for i in range(100)], range(100))
+    locations.close()
+    for name in ("ledgers", "locations"):
+        flip_data_bit(tmp_path / name)
+
+    ledgers, locations = LedgersIndex.open(tmp_path / "ledgers"), open_locations(tmp_path)
+    for read in (
+        ledgers.load,
+        lambda: list(locations.records()),
+        lambda: locations.entry_ids(1),
+        lambda: locations.following(1, 5, 10),
+        lambda: locations.last_entry_id(1),
+        lambda: locations.get([fmt.entry_key(1, 5)]),
+    ):
+        with pytest.raises(CorruptDataError, match="checksum mismatch"):
+            read()
+    ledgers.close()
+    locations.close()
+
+
+def test_damage_in_an_offline_index_names_the_file_and_not_its_link(tmp_path: Path) -> None:
+    LedgersIndex.open(tmp_path / "ledgers").close()
+    locations = open_locations(tmp_path)
+    locations.put([fmt.entry_key(1, i) for i in range(100)], range(100))
+    locations.close()
+    flip_data_bit(tmp_path / "locations")
+    with (
+        open_offline(tmp_path) as (_, offline),
+        pytest.raises(CorruptDataError, match=f"in {tmp_path}/locations/[0-9]+.sst"),
+    ):
+        list(offline.records())
