@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from bkctl.cli.app import root_command
-from bkctl.cli.exit_codes import ExitCode, exit_code_of
+from bkctl.cli.exit_codes import ExitCode, exit_code_of, java_shell_code
 from bkctl.cli.options import GlobalOptions
 from bkctl.errors import BkctlError
 
@@ -15,13 +15,16 @@ from bkctl.errors import BkctlError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name); its exit code."""
     options = GlobalOptions()
+    code = _run(sys.argv[1:] if arguments is None else arguments, options)
+    return java_shell_code(code) if options.java_exit else code
+
+
+def _run(arguments: Sequence[str], options: GlobalOptions) -> int:
     root = root_command()
     if "_BKCTL_COMPLETE" in os.environ:  # a shell asks for completions
         root.main(prog_name="bkctl")
     try:
-        with root.make_context(
-            "bkctl", list(sys.argv[1:] if arguments is None else arguments), obj=options
-        ) as ctx:
+        with root.make_context("bkctl", list(arguments), obj=options) as ctx:
             result = root.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as exit_request:

@@ -24,6 +24,7 @@ _MODULES = {
     "ledger": "bkctl.cli.ledger",
     "bench": "bkctl.cli.bench",
     "context": "bkctl.cli.contexts",
+    "shell": "bkctl.cli.shell.app",
     "version": "bkctl.cli.version",
 }
 

@@ -37,6 +37,7 @@ from bkctl.errors import (
 
 if TYPE_CHECKING:
     from bkctl.config import BookieSettings
+    from bkctl.formats.cookie import Cookie
     from bkctl.metadata.store import MetadataStore
     from bkctl.types import BookieId
 
@@ -152,7 +153,7 @@ def format_bookie(
     emit("BookieFormat", [row], [Column("bookie_id"), Column("emptied"), Column("cookie_deleted")])
 
 
-_LIST_COLUMNS = [
+LIST_COLUMNS = [
     Column("bookie_id"),
     Column("state"),
     Column("address"),
@@ -171,8 +172,8 @@ def list_bookies(
 ) -> None:
     """List the bookies: registered ones, and lost ones whose cookie is still there."""
     wanted = {state for state, flag in (("rw", writable), ("ro", readonly), ("lost", lost)) if flag}
-    rows = run(_list(metadata_uri(), wanted or {"rw", "ro", "lost"}))
-    emit("BookieList", rows, _LIST_COLUMNS)
+    rows = run(bookie_rows(metadata_uri(), wanted or {"rw", "ro", "lost"}))
+    emit("BookieList", rows, LIST_COLUMNS)
 
 
 @app.command("show")
@@ -287,7 +288,8 @@ async def _state(store: "MetadataStore", bookie_id: "BookieId") -> str:
     return "ro" if bookie_id in await store.registration.readonly() else "lost"
 
 
-async def _list(uri: str, wanted: set[str]) -> list[Row]:
+async def bookie_rows(uri: str, wanted: set[str]) -> list[Row]:
+    """The bookies in one of the states `wanted`: rw, ro, lost."""
     async with metadata_store(uri) as store:
         states = dict.fromkeys(await store.cookies.list(), "lost")
         with_cookie = set(states)
@@ -338,11 +340,14 @@ async def _show(uri: str, text: str) -> Row:
             except BkctlError as error:
                 row["error"] = str(error)
         if cookie is not None:
-            value = cookie.value
-            row["cookie"] = {
-                "journal_directories": value.journal_dirs,
-                "ledger_directories": value.ledger_dirs,
-                "index_directories": value.index_dirs,
-                "instance_id": value.instance_id,
-            }
+            row["cookie"] = cookie_row(cookie.value)
         return row
+
+
+def cookie_row(cookie: "Cookie") -> Row:
+    return {
+        "journal_directories": cookie.journal_dirs,
+        "ledger_directories": cookie.ledger_dirs,
+        "index_directories": cookie.index_dirs,
+        "instance_id": cookie.instance_id,
+    }

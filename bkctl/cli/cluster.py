@@ -122,7 +122,7 @@ def init() -> None:
 @app.command("info")
 def info() -> None:
     """Show the cluster's identity: instance id, ledger layout, metadata URI."""
-    row = run(_info(metadata_uri()))
+    row = run(identity_row(metadata_uri()))
     emit("Cluster", [row], [Column("instance_id"), Column("layout"), Column("metadata_uri")])
 
 
@@ -140,10 +140,11 @@ async def _init(text: str) -> dict[str, Any]:
         result = await init_cluster(tree, uri.root, layout)
     finally:
         await tree.close()
-    return {**await _info(text), "created": result.created}
+    return {**await identity_row(text), "created": result.created}
 
 
-async def _info(uri: str) -> dict[str, Any]:
+async def identity_row(uri: str) -> dict[str, Any]:
+    """`instance_id` (None: the cluster has none), `layout`, `metadata_uri`."""
     async with metadata_store(uri) as store:
         return await _identity(store)
 

@@ -76,3 +76,8 @@ def exit_code_of(error: Exception) -> int:
         if cls in _BY_CLASS:
             return _BY_CLASS[cls]
     return ExitCode.FAILED
+
+
+def java_shell_code(code: int) -> int:
+    """What Java's BookieShell exits with where ours is `code`: any failure of its own is 255."""
+    return 255 if 0 < code < ExitCode.INTERRUPTED else code

@@ -187,18 +187,22 @@ async def _read(uri: str, wanted: LedgerRange, password: bytes | None, sink: Sin
             raise NoSuchEntryError(
                 f"ledger {wanted.ledger_id} has no confirmed entry {last}; the last one is {end}"
             )
-        group: list[Entry] = []
-        if wanted.first <= last:
-            async with aclosing(reader.entries(wanted.first, last)) as entries:
-                async for entry in entries:
-                    group.append(entry)
-                    if len(group) >= _GROUP:
-                        sink.write(group)
-                        group = []
-                        if sink.full:
-                            break
-        sink.write(group)
-        sink.end()
+        await pour(reader, wanted.first, last, sink)
+
+
+async def pour(reader: "LedgerReader", first: EntryId, last: EntryId, sink: Sink) -> None:
+    """Entries first..last (confirmed; none if last < first) into `sink`, to its end or until it is full."""
+    group: list[Entry] = []
+    async with aclosing(reader.entries(first, last)) as entries:
+        async for entry in entries:
+            group.append(entry)
+            if len(group) >= _GROUP:
+                sink.write(group)
+                group = []
+                if sink.full:
+                    break
+    sink.write(group)
+    sink.end()
 
 
 async def _tail(

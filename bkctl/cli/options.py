@@ -43,6 +43,7 @@ class GlobalOptions:
     quiet: bool = False
     verbose: int = 0
     color: str = "auto"
+    java_exit: bool = False  # `bkctl shell` only
 
     @property
     def machine_readable_errors(self) -> bool:

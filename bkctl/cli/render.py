@@ -233,7 +233,7 @@ class RowWriter:
         self._started = True
 
     def _cells(self, row: Row) -> list[str]:
-        return [_one_line(column.cell(row)) for column in self._columns]
+        return [one_line(column.cell(row)) for column in self._columns]
 
     def _table_line(self, cells: list[str], row: Row) -> str:
         line = _padded(cells, self._widths)
@@ -256,7 +256,7 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(map(str.ljust, cells, widths)).rstrip()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Data must not drive the terminal: control characters are shown escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

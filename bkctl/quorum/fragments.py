@@ -3,7 +3,9 @@
 Source: spec metadata sections 13.7 and 15; upstream LedgerFragment, ReplicationWorker.
 """
 
-from bkctl.types import INVALID_ENTRY_ID, BookieIndex, EntryId
+from itertools import pairwise
+
+from bkctl.types import INVALID_ENTRY_ID, BookieId, BookieIndex, EntryId, LedgerMetadata
 
 _BACKOFF_STEPS = 5  # the delay doubles this often before it is the whole period
 
@@ -29,6 +31,23 @@ def stored_bounds(
     first = next(filter(stores, ahead), INVALID_ENTRY_ID)
     last = next(filter(stores, back), INVALID_ENTRY_ID)
     return EntryId(first), EntryId(last)
+
+
+def belongs_on(metadata: LedgerMetadata, bookie_id: BookieId) -> bool:
+    """Whether `bookie_id` is to store an entry of the ledger; of an open end, any may come.
+
+    Source: upstream BookKeeperAdmin.areEntriesOfLedgerStoredInTheBookie.
+    """
+    ends = [EntryId(after.first_entry_id - 1) for _, after in pairwise(metadata.segments)]
+    last = metadata.last_entry_id if metadata.closed else None
+    for segment, end in zip(metadata.segments, [*ends, last], strict=True):
+        if bookie_id not in segment.ensemble:
+            continue
+        index = BookieIndex(segment.ensemble.index(bookie_id))
+        sizes = (metadata.ensemble_size, metadata.write_quorum_size)
+        if end is None or stored_bounds(*sizes, index, segment.first_entry_id, end)[0] != INVALID_ENTRY_ID:
+            return True
+    return False
 
 
 def failed_ledger_backoff_ms(failure_count: int, grace_period_ms: int) -> int:

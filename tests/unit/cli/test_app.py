@@ -123,7 +123,7 @@ def test_timeout_exits_with_124(monkeypatch: pytest.MonkeyPatch, bkctl: Bkctl, u
 
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("bkctl.cli.cluster._info", forever)
+    monkeypatch.setattr("bkctl.cli.cluster.identity_row", forever)
     result = bkctl("cluster", "info", "-u", uri, "--timeout", "0.05")
     assert result.code == ExitCode.TIMED_OUT
     assert "--timeout" in result.err
