@@ -170,6 +170,7 @@ final class Ledgers {
         long last = arguments.get("last").asLong();
         Payload.Digest digest = new Payload.Digest();
         List<String> bodies = arguments.path("entries").asBoolean() ? new ArrayList<>() : null;
+        int batches = 0;
         switch (arguments.path("how").asText("sync")) {
             case "sync":
                 take(handle.readEntries(first, last), digest, bodies);
@@ -194,12 +195,13 @@ final class Ledgers {
                 take(handle.readUnconfirmedEntries(first, last), digest, bodies);
                 break;
             case "batch":
-                readBatches(handle, first, last, arguments, digest, bodies);
+                batches = readBatches(handle, first, last, arguments, digest, bodies);
                 break;
             default:
                 throw new IllegalArgumentException("how: " + arguments.get("how"));
         }
         Map<String, Object> answer = new LinkedHashMap<>();
+        answer.put("batches", batches);
         answer.put("count", digest.count);
         answer.put("bytes", digest.bytes);
         answer.put("sha256", digest.hex());
@@ -209,11 +211,12 @@ final class Ledgers {
         return answer;
     }
 
-    /** Batches of at most `batch_count` entries and `batch_bytes` bytes, until `last`. */
-    private static void readBatches(LedgerHandle handle, long first, long last, JsonNode arguments,
+    /** Batches of at most `batch_count` entries and `batch_bytes` bytes, until `last`; how many it took. */
+    private static int readBatches(LedgerHandle handle, long first, long last, JsonNode arguments,
             Payload.Digest digest, List<String> bodies) throws Exception {
         int countMax = arguments.path("batch_count").asInt(100);
         long bytesMax = arguments.path("batch_bytes").asLong(1 << 20);
+        int batches = 0;
         for (long next = first; next <= last; ) {
             long before = digest.count;
             int wanted = (int) Math.min(countMax, last - next + 1);
@@ -222,7 +225,9 @@ final class Ledgers {
                 throw new IllegalStateException("an empty batch at " + next);
             }
             next += digest.count - before;
+            batches++;
         }
+        return batches;
     }
 
     private static void take(Enumeration<LedgerEntry> entries, Payload.Digest digest, List<String> bodies) {
