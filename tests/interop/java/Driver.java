@@ -27,6 +27,7 @@ public final class Driver {
         clients.register(operations);
         new Ledgers(clients).register(operations);
         new Admin(clients).register(operations);
+        new Metadata(clients).register(operations);
         ObjectMapper json = new ObjectMapper();
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         for (String line = lines.readLine(); line != null; line = lines.readLine()) {
