@@ -22,6 +22,8 @@ _MODULES = {
     "cluster": "bkctl.cli.cluster",
     "bookie": "bkctl.cli.bookie",
     "ledger": "bkctl.cli.ledger",
+    "journal": "bkctl.cli.journal",
+    "entrylog": "bkctl.cli.entrylog",
     "bench": "bkctl.cli.bench",
     "context": "bkctl.cli.contexts",
     "shell": "bkctl.cli.shell.app",
