@@ -24,6 +24,8 @@ _MODULES = {
     "ledger": "bkctl.cli.ledger",
     "journal": "bkctl.cli.journal",
     "entrylog": "bkctl.cli.entrylog",
+    "index": "bkctl.cli.index",
+    "cookie": "bkctl.cli.cookie",
     "bench": "bkctl.cli.bench",
     "context": "bkctl.cli.contexts",
     "shell": "bkctl.cli.shell.app",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bkctl.cli import confirm
+from bkctl.cli import bookie_files, confirm
 from bkctl.cli.app import group
 from bkctl.cli.bookie_options import (
     AdvertisedAddress,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bkctl.types import BookieId
 
 app = group("Run a bookie, and look at those of a cluster.")
+app.command("files")(bookie_files.files)
 
 Confirm = Annotated[
     str | None,

@@ -55,10 +55,13 @@ def load_settings(
     advertised_address: str | None,
     settings: list[str] | None,
     force_read_only: bool = False,
+    *,
+    without_metadata: bool = False,
 ) -> "BookieSettings":
     """The settings: flags over `--set` over the file over defaults.
 
-    Raises BadInputError for what cannot be used, NotFoundError when no metadata store is named.
+    `without_metadata`: its URI may be "" in them. Raises BadInputError for what cannot be used, also
+    when no metadata store is named otherwise; NotFoundError for a context that is not there.
     """
     from bkctl.config import load_bookie_settings
 
@@ -83,7 +86,12 @@ def load_settings(
         overrides["metadataServiceUri"] = chosen_context(options).metadata_uri
     loaded = load_bookie_settings(conf, overrides)
     if not loaded.metadata_uri:
-        overrides["metadataServiceUri"] = chosen_context(options).metadata_uri
+        try:
+            overrides["metadataServiceUri"] = chosen_context(options).metadata_uri
+        except BadInputError:
+            if without_metadata:
+                return loaded
+            raise
         loaded = load_bookie_settings(conf, overrides)
     return loaded
 

@@ -20,14 +20,21 @@ class CookieManager:
 
     async def read(self, bookie_id: BookieId) -> Versioned[Cookie] | None:
         """None: there is no cookie. Raises CorruptDataError for one that cannot be read."""
+        stored = await self.read_bytes(bookie_id)
+        if stored is None:
+            return None
+        try:
+            return Versioned(cookie_format.decode(stored.value), stored.version)
+        except CorruptDataError as exc:
+            raise CorruptDataError(f"{self._path(bookie_id)}: {exc}") from exc
+
+    async def read_bytes(self, bookie_id: BookieId) -> Versioned[bytes] | None:
+        """The cookie as it is stored, be it readable or not."""
         try:
             node = await self._tree.get(self._path(bookie_id))
         except NoNodeError:
             return None
-        try:
-            return Versioned(cookie_format.decode(node.data), node.stat.version)
-        except CorruptDataError as exc:
-            raise CorruptDataError(f"{self._path(bookie_id)}: {exc}") from exc
+        return Versioned(node.data, node.stat.version)
 
     async def create(self, bookie_id: BookieId, cookie: Cookie) -> None:
         """Raises NodeExistsError."""
