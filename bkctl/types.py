@@ -48,7 +48,9 @@ class LedgerMetadata:
     """One ledger as the metadata store holds it (spec metadata section 7).
 
     `length` (payload bytes) and `last_entry_id` mean something only when CLOSED.
-    `password` None: the metadata names none (format 1), and no digest type either.
+    `password` None: the metadata names none (format 1), and no digest type either. `ctime_ms` None:
+    its writer stored no creation time; then `created_ms`, when the store made the ledger's node, stands
+    in for it. That is known of metadata that was read, and never written.
     """
 
     ensemble_size: int
@@ -61,6 +63,7 @@ class LedgerMetadata:
     digest_type: DigestType | None = DigestType.CRC32C
     password: bytes | None = b""
     ctime_ms: int | None = None
+    created_ms: int | None = field(default=None, compare=False)
     custom_metadata: Mapping[str, bytes] = field(default_factory=dict)
     creator_token: int = 0
     format_version: int = 3

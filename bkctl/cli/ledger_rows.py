@@ -37,6 +37,7 @@ def _segment_text(segment: dict[str, Any]) -> str:
 def ledger_row(ledger_id: LedgerId, metadata: LedgerMetadata) -> dict[str, Any]:
     """`last_entry_id` and `length` are None until the ledger is closed. Never the password."""
     closed = metadata.closed
+    ctime_ms = metadata.created_ms if metadata.ctime_ms is None else metadata.ctime_ms
     return {
         "ledger_id": ledger_id,
         "state": metadata.state.name,
@@ -46,7 +47,7 @@ def ledger_row(ledger_id: LedgerId, metadata: LedgerMetadata) -> dict[str, Any]:
         "digest_type": None if metadata.digest_type is None else metadata.digest_type.name,
         "last_entry_id": metadata.last_entry_id if closed else None,
         "length": metadata.length if closed else None,
-        "ctime": None if metadata.ctime_ms is None else iso_time(metadata.ctime_ms),
+        "ctime": None if ctime_ms is None else iso_time(ctime_ms),
         "format_version": metadata.format_version,
         "custom_metadata": {key: readable(value) for key, value in metadata.custom_metadata.items()},
         "segments": [

@@ -71,13 +71,6 @@ class LedgerManager:
         """Raises NoSuchLedgerOnMetadataServerError, MetadataSerializationError."""
         return await self._read(ledger_id, None)
 
-    async def created_ms(self, ledger_id: LedgerId) -> int:
-        """When the store made the ledger's node; stands in for metadata without `ctime_ms`."""
-        stat = await self._tree.exists(self._path(ledger_id))
-        if stat is None:
-            raise _no_such_ledger(ledger_id)
-        return stat.ctime_ms
-
     async def write(
         self, ledger_id: LedgerId, metadata: LedgerMetadata, version: int
     ) -> Versioned[LedgerMetadata]:
@@ -197,9 +190,10 @@ class LedgerManager:
         except NoNodeError:
             raise _no_such_ledger(ledger_id) from None
         try:
-            return Versioned(ledger_metadata.decode(node.data), node.stat.version)
+            metadata = ledger_metadata.decode(node.data)
         except CorruptDataError as exc:
             raise MetadataSerializationError(f"{path}: {exc}") from exc
+        return Versioned(replace(metadata, created_ms=node.stat.ctime_ms), node.stat.version)
 
     async def _prune(self, path: str) -> None:
         """Delete parents of `path` that are empty now. Their absence or presence harms nobody."""

@@ -5,17 +5,20 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bkctl.cli.ledger_rows import iso_time
 from bkctl.formats.cookie import make_cookie
 from bkctl.formats.service_info import BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
-from bkctl.types import BookieId, EntryId, LedgerMetadata, MetadataState, Segment
+from bkctl.types import BookieId, EntryId, LedgerId, LedgerMetadata, MetadataState, Segment
 from tests.unit.cli.conftest import Bkctl
 
 ENSEMBLE = tuple(BookieId(f"10.0.0.{n}:3181") for n in (1, 2, 3))
@@ -125,6 +128,18 @@ def test_show_tells_everything_but_the_password(bkctl: Bkctl, uri: str, ledgers:
 def test_show_of_an_open_ledger_knows_no_end(bkctl: Bkctl, uri: str, ledgers: list[int]) -> None:
     (row,) = items(bkctl, "ledger", "show", str(ledgers[0]), "-u", uri)
     assert (row["state"], row["last_entry_id"], row["length"]) == ("OPEN", None, None)
+
+
+def test_a_ledger_that_stores_no_creation_time_shows_when_the_store_made_it(bkctl: Bkctl, uri: str) -> None:
+    async def create(store: MetadataStore) -> None:
+        metadata = replace(ledger(MetadataState.OPEN), ctime_ms=None)
+        await store.ledgers.create(metadata, LedgerId(5), creator_token=7)
+
+    before = iso_time(time.time_ns() // 1_000_000)
+    in_store(uri, create)
+    (row,) = items(bkctl, "ledger", "show", "5", "-u", uri)
+    assert before <= row["ctime"] <= iso_time(time.time_ns() // 1_000_000)
+    assert items(bkctl, "ledger", "list", "-u", uri) == [row]
 
 
 def test_show_of_an_unknown_ledger_is_not_found(bkctl: Bkctl, uri: str) -> None:

@@ -59,7 +59,16 @@ async def test_new_ledgers_count_from_0_and_leave_no_id_nodes() -> None:
         assert created == Versioned(replace(METADATA, creator_token=7), 0)
         assert await manager.read(ledger_id) == created
     assert (await tree.children(f"{ROOT}/idgen"))[0] == []
-    assert await manager.created_ms(LedgerId(0)) > 0
+
+
+async def test_what_is_read_says_when_the_store_made_it_and_does_not_write_that_back() -> None:
+    _, tree, manager = await manager_of()
+    await manager.create(METADATA, creator_token=7)
+    stored = await tree.get(path_of(0))
+    found = await manager.read(LedgerId(0))
+    assert found.value.created_ms == stored.stat.ctime_ms > 0
+    await manager.write(LedgerId(0), found.value, found.version)
+    assert (await tree.get(path_of(0))).data == stored.data
 
 
 async def test_an_id_that_is_taken_is_skipped_when_drawn_and_refused_when_asked_for() -> None:
