@@ -19,13 +19,14 @@ data a file has zeros or ends: a length of 0 is the end of the data.
 
 Source: spec storage section 4; upstream Journal, JournalChannel.
 Differs: a record whose whole body is zero is dropped, not replayed. It is a length that reached the
-disk without its body (never acknowledged), and would replace entry 0 of ledger 0.
+disk without its body (never acknowledged), and would replace entry 0 of ledger 0. A record that a kill
+tore in mid-write is the end of the data, too, where upstream takes zeros for the rest of it.
 """
 
 import enum
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bkctl.errors import CorruptDataError
@@ -101,6 +102,7 @@ class Stop(enum.Enum):
     END_OF_FILE = "end of file"
     ZERO_LENGTH = "zero length"  # the usual end, in the zeros behind the data
     TORN = "torn record"  # a record or padding that the end of the file cuts off
+    UNFINISHED = "unfinished record"  # one that nobody was told of, and that may lack its end
     BAD_RECORD = "bad record"  # bytes that no writer leaves behind
 
 
@@ -227,10 +229,15 @@ def scan_records(
         (length,) = _LENGTH.unpack_from(data, at)
         if _IDS_BYTES <= length <= record_bytes_max:
             item_bytes += length
-            if at + item_bytes > len(data):
+            next_bytes = 0 if at_end_of_file else _LENGTH.size  # they tell whether this is the last one
+            if at + item_bytes + next_bytes > len(data):
+                item_bytes += next_bytes
                 break
             record = _record(data[at + _LENGTH.size : at + item_bytes], position + at)
-            if record.entry_id < 0 and (damage := _meta_damage(record, version)):
+            if version >= VERSION_PADDED and _is_unfinished(data, at + item_bytes, position):
+                end = _end(Stop.UNFINISHED, position + at, "a record of a flush that was not finished")
+                end = replace(end, scan_position=end.scan_position + item_bytes)
+            elif record.entry_id < 0 and (damage := _meta_damage(record, version)):
                 end = _end(Stop.BAD_RECORD, position + at, damage)
             elif record.ledger_id or record.entry_id or any(record.body):
                 records.append(record)
@@ -250,6 +257,19 @@ def scan_records(
         stop = Stop.TORN if at < len(data) else Stop.END_OF_FILE
         end = ScanEnd(stop, position + at, position + len(data), f"{len(data) - at} bytes of the next record")
     return Scan(records, position + at, item_bytes, end)
+
+
+def _is_unfinished(data: bytes, at: int, position: int) -> bool:
+    """Whether the record that ends at `at` may lack its end: it ends in zeros, and then so does the data.
+
+    A flush ends at a multiple of 512, if need be with padding. So this record is of a flush that did
+    not come to its end, and nobody was told that it is stored.
+    """
+    return (
+        data[at : at + _LENGTH.size] == _ZERO_LENGTH
+        and data[at - 1] == 0
+        and (position + at) % SECTOR_BYTES != 0
+    )
 
 
 def _record(body: bytes, position: int) -> JournalRecord:

@@ -364,7 +364,7 @@ def _judge_end(path: Path, end: ScanEnd) -> None:
             f"{path} is damaged at byte {end.position}: {end.detail}; recover its ledgers from other"
             " bookies, or set skipReplayJournalInvalidRecord=true to go on without the rest of the file"
         )
-    if end.stop is Stop.TORN:
+    if end.stop in (Stop.TORN, Stop.UNFINISHED):
         log.info("%s ends in a record that was never acknowledged, at byte %d", path, end.position)
 
 

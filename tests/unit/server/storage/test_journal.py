@@ -535,6 +535,37 @@ def test_damage_before_the_last_groups_is_told_from_a_torn_tail(
             caplog.clear()
 
 
+@pytest.mark.parametrize("length_first", [True, False], ids=["an entry", "a key, then an entry"])
+def test_a_record_that_a_kill_tore_is_not_replayed(tmp_path: Path, length_first: bool) -> None:
+    """Its file is zeros behind what was written: they must not be taken for the rest of the record."""
+    complete = record(0, b"A" * 200)
+    padding = journal_format.padding_record(512 + len(complete), 512)
+    key = journal_format.ledger_key_record(0x12C, b"k" * 20)
+    torn = record(7, b"B" * 400, ledger_id=0x12C) if length_first else key + record(7, ledger_id=0x12C)
+    before = journal_format.header(6) + complete + padding
+    for written in range(len(torn)):
+        found = replay_of(tmp_path / "j", before + torn[:written] + bytes(4096))
+        assert found[0].body == complete[4:]
+        whole = not length_first and written >= len(key)
+        assert [r.body for r in found[1:]] == ([key[4:]] if whole else []), written
+
+
+def test_an_unfinished_record_is_told_at_any_end_of_what_is_read_at_once(tmp_path: Path) -> None:
+    torn = record(1, b"A" * 100 + bytes(7))
+    for more_bytes in range(6):
+        first = record(0, b"A" * (4 * 2**20 - 2 * 24 - len(torn) - more_bytes))
+        data = journal_format.header(6) + first + torn + bytes(4096)
+        assert entry_ids(replay_of(tmp_path / "j", data)) == [0]
+
+
+def test_the_last_record_of_a_finished_flush_may_end_in_zeros(tmp_path: Path) -> None:
+    for size_bytes in range(440, 500):  # at the end of a sector there is nothing to pad
+        last = record(0, b"A" * size_bytes + bytes(5))
+        padding = journal_format.padding_record(512 + len(last), 512)
+        data = journal_format.header(6) + last + padding + bytes(4096)
+        assert entry_ids(replay_of(tmp_path / "j", data)) == [0]
+
+
 def test_a_length_that_reached_the_disk_without_its_body_is_no_entry(tmp_path: Path) -> None:
     """Else zeros would replace entry 0 of ledger 0."""
     data = journal_format.header(6) + record(0, ledger_id=0) + (1060).to_bytes(4) + bytes(4096)
