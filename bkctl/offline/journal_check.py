@@ -255,6 +255,9 @@ class _Check:
             self._add(Damage(end.position, mark.offset, detail))
         if end.stop is Stop.TORN:
             self._add(Damage(end.position, self._file_bytes, end.detail, torn=True))
+        if end.stop is Stop.UNFINISHED:
+            record_end = end.scan_position - _LENGTH.size
+            self._add(Damage(end.position, record_end, end.detail, torn=True))
         if end.stop is not Stop.ZERO_LENGTH:
             return
         position = next_nonzero(self._read, end.position, self._file_bytes)
