@@ -125,7 +125,7 @@ final class Ledgers {
         shown.put("ensemble_size", metadata.getEnsembleSize());
         shown.put("write_quorum_size", metadata.getWriteQuorumSize());
         shown.put("ack_quorum_size", metadata.getAckQuorumSize());
-        shown.put("digest", metadata.getDigestType().toString());
+        shown.put("digest", String.valueOf(metadata.getDigestType()));
         shown.put("format", metadata.getMetadataFormatVersion());
         shown.put("last_entry_id", metadata.isClosed() ? metadata.getLastEntryId() : null);
         shown.put("length", metadata.isClosed() ? metadata.getLength() : null);
@@ -143,11 +143,11 @@ final class Ledgers {
         return shown;
     }
 
-    /** {handle, count, size} or {handle, ids: [...], size}: all sent at once; the ids in order of sending. */
+    /** {handle, count, size} or {handle, ids: [...], size}: all sent at once, ids in this order; wait_s. */
     private Object add(JsonNode arguments) throws Exception {
         Adds adds = new Adds(handle(arguments), arguments);
         adds.sendAll();
-        return adds.await(arguments.path("timeout_s").asInt(60));
+        return adds.await(arguments.path("wait_s").asInt(60));
     }
 
     /** As add, but goes on in the background, `outstanding` at a time, until an add fails. */
@@ -158,9 +158,9 @@ final class Ledgers {
         return true;
     }
 
-    /** {handle, timeout_s}: {acked: COUNT, failed: COUNT, error: CLASS or null, last_acked: ID}. */
+    /** {handle, wait_s}: {acked: COUNT, failed: COUNT, error: CLASS or null, last_acked: ID}. */
     private Object waitAdds(JsonNode arguments) throws Exception {
-        return running.get(arguments.get("handle").asText()).await(arguments.path("timeout_s").asInt(60));
+        return running.get(arguments.get("handle").asText()).await(arguments.path("wait_s").asInt(60));
     }
 
     /** {handle, first, last, how, entries}: digest of the entries read, and their bytes when asked for. */
