@@ -52,9 +52,9 @@ class _Loop:
     def stop(self) -> None:
         if self._loop.is_closed():
             return
+        self.wait(self._loop.shutdown_asyncgens())  # over there: this thread may run a loop of its own
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
 

@@ -225,6 +225,12 @@ def test_the_blocking_client_speaks_the_same_errors() -> None:
         BlockingBookKeeper("carrier-pigeon://roof")
 
 
+async def test_the_blocking_client_ends_also_where_another_loop_runs() -> None:
+    """As in a notebook, whose cells run within a loop."""
+    with pytest.raises(BadInputError):
+        BlockingBookKeeper("carrier-pigeon://roof")
+
+
 def test_the_blocking_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = FakeCluster.__new__(FakeCluster)
 
