@@ -43,6 +43,7 @@ from bkctl.formats import index as fmt
 _FORMAT_VERSION = 5  # the newest table format that RocksDB 6.6 and upstream 4.12 can read
 _BATCH_OPERATIONS = 4096  # one write holds the interpreter's lock for half a millisecond
 _MIB = 1 << 20
+_NOT_LINKED = ("LOCK", "LOG", "rocksdict-config.json")  # written on every open, through a link too
 _OPEN_ATTEMPTS = 3  # of a database whose files may be replaced meanwhile
 _OPEN_PAUSE_S = 0.1
 
@@ -263,7 +264,7 @@ def _linked(path: Path, options: Options) -> Iterator[Rdict]:
 def _open_links(path: Path, links: Path, options: Options) -> Rdict:
     links.mkdir(parents=True)
     for file in path.iterdir():
-        if not file.name.startswith(("LOCK", "LOG")):
+        if not file.name.startswith(_NOT_LINKED):
             (links / file.name).symlink_to(file.resolve())
     return Rdict(str(links), options, {"default": options}, AccessType.read_only(False))
 

@@ -162,13 +162,18 @@ def test_offline_sees_a_running_bookie_and_leaves_no_trace(tmp_path: Path) -> No
     ledgers, locations = LedgersIndex.open(tmp_path / "ledgers"), open_locations(tmp_path)
     ledgers.write({3: fmt.LedgerData(True, KEY)}, [])
     locations.put([fmt.entry_key(3, 0), fmt.entry_key(3, 1)], [1028, 1228])
-    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    def listing() -> list[tuple[str, int, int]]:
+        paths = sorted(path for path in tmp_path.rglob("*"))
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+    before = listing()
     for _ in range(2):
         with open_offline(tmp_path) as (offline_ledgers, offline_locations):
             assert offline_ledgers.load() == {3: fmt.LedgerData(True, KEY)}
             assert offline_locations.get([fmt.entry_key(3, 1), fmt.entry_key(3, 2)]) == [1228, None]
             assert offline_locations.last_entry_id(3) == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert listing() == before
     ledgers.close()
     locations.close()
 
