@@ -96,28 +96,13 @@ def show(log: LogArgument, conf: ConfFile = None, ledgers: Ledgers = None) -> No
 
     `source`: the ledgers map, or for a log without a readable one a scan of its entries.
     """
-    from bkctl.offline.entry_logs import log_file, read_ledgers_map, scanned_ledgers
-    from bkctl.offline.files import opened
-
     path = _log_path(log, conf, ledgers)
-    found, source, sizes = log_file(path), "map", {}
-    if found.error is not None:
-        raise CorruptDataError(f"{path}: {found.error}")
-    if found.header is None:
-        note(f"{path} is empty: allocated ahead, or never written")
-    else:
+    found, source, sizes = ledger_sizes(path)
+    if found.header is not None:
         seal = (
             f"sealed, ledgers map at byte {found.header.ledgers_map_offset}" if found.sealed else "not sealed"
         )
         note(f"{path}: version {found.header.version}, {found.size_bytes} bytes, {seal}")
-        try:
-            if found.sealed:
-                with opened(path) as (read, size_bytes):
-                    sizes = read_ledgers_map(read, size_bytes, found.header)
-        except CorruptDataError as error:
-            note(f"{path}: {error}; the entries are scanned instead")
-        if not sizes:
-            source, sizes = "scan", scanned_ledgers(path)
     rows = [
         {"ledger_id": i, "bytes": sizes[i], "source": source, "log_id": found.log_id} for i in sorted(sizes)
     ]
@@ -130,6 +115,26 @@ _LEDGER_COLUMNS = [
     Column("source"),
     Column("log_id", wide=True),
 ]
+
+
+def ledger_sizes(path: Path) -> "tuple[LogFile, str, dict[int, int]]":
+    """The log, "map" or "scan", and what that tells: ledger id -> bytes. Raises CorruptDataError, OSError."""
+    from bkctl.offline.entry_logs import log_file, read_ledgers_map, scanned_ledgers
+    from bkctl.offline.files import opened
+
+    found = log_file(path)
+    if found.error is not None:
+        raise CorruptDataError(f"{path}: {found.error}")
+    if found.header is None:
+        note(f"{path} is empty: allocated ahead, or never written")
+        return found, "map", {}
+    try:
+        if found.sealed:
+            with opened(path) as (read, size_bytes):
+                return found, "map", read_ledgers_map(read, size_bytes, found.header)
+    except CorruptDataError as error:
+        note(f"{path}: {error}; the entries are scanned instead")
+    return found, "scan", scanned_ledgers(path)
 
 
 @app.command("dump")

@@ -44,8 +44,17 @@ def first_nonzero(data: bytes) -> int | None:
     return len(data) - len(rest) if rest else None
 
 
+def covered_bytes(damages: Sequence[Damage]) -> int:
+    """How many bytes lie in one or more of the damages, which are ascending by position."""
+    count = reached = 0
+    for damage in damages:
+        count += max(0, damage.end - max(damage.position, reached))
+        reached = max(reached, damage.end)
+    return count
+
+
 def merged(damages: Sequence[Damage]) -> list[Damage]:
-    """By position; what lies inside another damage is left out, so their lengths can be added up."""
+    """By position; what lies inside another damage is left out."""
     found: list[Damage] = []
     for damage in sorted(damages, key=lambda damage: (damage.position, -damage.end)):
         if not found or damage.end > found[-1].end or damage.position == damage.end:

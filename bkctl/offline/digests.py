@@ -18,6 +18,7 @@ from bkctl.formats.entry import DIGEST_BYTES, HEADER_BYTES, LAC_HEADER, Digester
 from bkctl.offline.damage import DAMAGES_MAX, Damage, has_zero_sector
 from bkctl.types import DigestType
 
+_SIZE_BYTES = 4  # the size field in front of an entry, in journals and entry logs: it may be what is wrong
 _LEDGER_ID = Struct(">Q")
 _LEDGER_ID_BITS = 63
 _POLYNOMIALS = {DigestType.CRC32C: 0x82F63B78, DigestType.CRC32: 0xEDB88320}  # bits reversed
@@ -53,6 +54,15 @@ class KnownDigests:
                 self._of_ledger[ledger_id] = digester
                 return digester
         return None
+
+    def proves(self, ledger_id: int, entry_id: int, entry: bytes) -> bool:
+        """Whether the entry is whole for certain."""
+        digester = self.of(ledger_id, entry_id, entry)
+        return (
+            digester is not None
+            and digester.digest_type is not DigestType.DUMMY
+            and fits(digester, ledger_id, entry_id, entry)
+        )
 
     def of(self, ledger_id: int, entry_id: int, entry: bytes) -> Digester | None:
         return self._of_ledger.get(ledger_id) or self.recognise(ledger_id, entry_id, entry)
@@ -181,7 +191,7 @@ class DigestCheck:
         if len(self.damages) >= DAMAGES_MAX:
             return
         where = f"entry {entry_id} of ledger {ledger_id}"
-        detail, start = f"{where} does not fit its {digester.digest_type.name} digest", position
+        detail, start = f"{where} does not fit its {digester.digest_type.name} digest", position - _SIZE_BYTES
         torn = has_zero_sector(entry, position)
         if not torn and self._located < _LOCATED_MAX and len(entry) <= _LOCATED_BYTES_MAX:
             self._located += 1

@@ -17,7 +17,7 @@ from bkctl.errors import CorruptDataError
 from bkctl.formats import entry_log as fmt
 from bkctl.formats.entry_log import Header
 from bkctl.formats.journal import RECORD_BYTES_MAX
-from bkctl.offline.damage import DAMAGES_MAX, Damage, first_nonzero, merged
+from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
 from bkctl.offline.entry_logs import read_ledgers_map
 from bkctl.offline.entry_search import next_entry
@@ -114,6 +114,7 @@ class _Check:
         self._digests = report.digests = DigestCheck(known)
         self._ledgers: dict[int, _LedgerBytes] = {}
         self._pieces: list[tuple[int, int]] = []  # (position of a window, entries before it)
+        self._last_position: int | None = None  # of the size field of the entry taken last, until passed
         self._map_at: int | None = None  # where a ledgers map was met
         self._end = file_bytes  # of the entries, where the header names it
 
@@ -159,17 +160,33 @@ class _Check:
                 return
             behind = self._pass_over(position)
             if isinstance(behind, int):
-                position = behind
+                position, self._last_position = behind, None
                 continue
+            start = self._suspect_start(position)
             resumed = None
             if resumes < _RESUMES_MAX:
-                resumed = next_entry(self._read, position + 1, self._end, self._known)
+                resumed = next_entry(self._read, start + 1, self._end, self._known)
             end = resumed or max(data_end(self._read, position, self._end), position + 1)
             torn = behind.torn and resumed is None and not self._report.sealed
-            self._add(Damage(position, end, behind.detail, torn=torn))
+            if start == position:
+                self._add(Damage(position, end, behind.detail, torn=torn))
+            elif resumed is not None or not torn:
+                detail = f"an entry whose size may be wrong: at byte {position} follows {behind.detail}"
+                self._add(Damage(start, end, detail))
+            else:
+                self._add(Damage(position, end, behind.detail, torn=True))
             if resumed is None:
                 return
             position, resumes = resumed, resumes + 1
+
+    def _suspect_start(self, position: int) -> int:
+        """Where damage that shows at `position` may begin: with the entry before it, unless that is whole."""
+        if self._last_position is None or self._last_position >= position:
+            return position
+        start = self._last_position
+        entry = self._read(start + fmt.SIZE_BYTES, position - start - fmt.SIZE_BYTES)
+        _, ledger_id, entry_id = _HEAD.unpack(self._read(start, _HEAD.size))
+        return position if self._known.proves(ledger_id, entry_id, entry) else start
 
     def _take_entries(self, position: int) -> int:
         """Check whole entries from `position` on; where something else stands."""
@@ -189,7 +206,7 @@ class _Check:
     def _take_window(self, data: bytes, position: int) -> tuple[int, int]:
         """(bytes of the whole entries at the start of `data`, bytes of the item behind them)."""
         by_ledger: dict[int, tuple[list[int], list[int], list[bytes]]] = {}
-        at, end, taken = 0, len(data), 0
+        at, end, taken, last = 0, len(data), 0, 0
         wanted_bytes = _HEAD.size
         unpack = _HEAD.unpack_from
         while at + _HEAD.size <= end:
@@ -207,9 +224,10 @@ class _Check:
             group[0].append(entry_id)
             group[1].append(position + at + fmt.SIZE_BYTES)
             group[2].append(data[at + fmt.SIZE_BYTES : behind])
-            at = behind
+            last, at = at, behind
             taken += 1
         self._report.entries += taken
+        self._last_position = position + last if taken else self._last_position
         for ledger_id, (entry_ids, positions, entries) in by_ledger.items():
             ledger = self._ledgers.get(ledger_id)
             if ledger is None:
@@ -249,38 +267,39 @@ class _Check:
 
     def _report_map(self, header: Header, error: str) -> None:
         """Which of header and map is damaged, when they do not make a ledgers map together."""
-        offset = header.ledgers_map_offset
+        offset, said = header.ledgers_map_offset, header.ledgers_count
         if self._map_at is None:
-            at = offset if fmt.HEADER_BYTES <= offset < self._file_bytes else _MAP_OFFSET_AT
-            self._add(Damage(at, max(at + 1, min(self._file_bytes, at + 12)), error))
-        elif self._map_at != offset:
+            if fmt.HEADER_BYTES <= offset < self._file_bytes:
+                self._add(Damage(offset, min(self._file_bytes, offset + _MAP_BATCH_HEAD_BYTES), error))
+            else:
+                self._add(Damage(_MAP_OFFSET_AT, _MAP_COUNT_AT, error))
+            return
+        if self._map_at != offset:
             detail = f"the header names byte {offset} for the ledgers map, which begins at {self._map_at}"
             self._add(Damage(_MAP_OFFSET_AT, _MAP_COUNT_AT, detail))
-        elif (
-            "the header says" in error
-            or "the header names" in error
-            or self._map_counts() != header.ledgers_count
-        ):
-            detail = (
-                f"the header names {header.ledgers_count} ledgers, the ledgers map holds {self._map_counts()}"
-            )
+            return
+        by_size, by_count, end = self._map_counts(offset)
+        if by_size == by_count != said:
+            detail = f"the header names {said} ledgers, the ledgers map holds {by_count}"
             self._add(Damage(_MAP_COUNT_AT, _FIELDS_END, detail))
+        elif by_size == by_count:
+            self._add(Damage(offset, end, "the ledgers map names a ledger twice"))
         else:
             self._add(Damage(offset, offset + _MAP_BATCH_HEAD_BYTES, error))
 
-    def _map_counts(self) -> int:
-        """How many ledgers the batches of the map at `_map_at` say that they hold."""
-        assert self._map_at is not None
-        position, count = self._map_at, 0
+    def _map_counts(self, position: int) -> tuple[int, int, int]:
+        """(ledgers by the sizes of the batches, ledgers by their counts, end of the map)."""
+        by_size = by_count = 0
         while True:
             head = self._read(position, _MAP_BATCH_HEAD_BYTES)
             if len(head) < _MAP_BATCH_HEAD_BYTES or _HEAD.unpack_from(head)[1:] != _MAP_IDS:
-                return count
-            size = _HEAD.unpack_from(head)[0]
-            if size < _MAP_BATCH_HEAD_BYTES - fmt.SIZE_BYTES:
-                return count
-            count += int(_MAP_COUNT.unpack_from(head, _HEAD.size)[0])
-            position += fmt.SIZE_BYTES + size
+                return by_size, by_count, position
+            pairs_bytes = _HEAD.unpack_from(head)[0] + fmt.SIZE_BYTES - _MAP_BATCH_HEAD_BYTES
+            if pairs_bytes < 0:
+                return by_size, by_count, position
+            by_size += pairs_bytes // _MAP_PAIR_BYTES
+            by_count += int(_MAP_COUNT.unpack_from(head, _HEAD.size)[0])
+            position += _MAP_BATCH_HEAD_BYTES + pairs_bytes
 
     def _compare_map(self, header: Header, ledgers_map: dict[int, int], structural: bool) -> None:
         """Bytes of each ledger: what the map says against what is there.
@@ -326,9 +345,7 @@ class _Check:
             torn = damages[0].torn and damages[0].end >= end and not report.sealed
             report.state = LogState.TORN_TAIL if torn else LogState.DAMAGED
         first = next((damage for damage in damages if damage.position >= fmt.HEADER_BYTES), None)
-        report.lost_bytes = sum(
-            d.end - d.position for d in damages if fmt.HEADER_BYTES <= d.position < self._end
-        )
+        report.lost_bytes = covered_bytes([d for d in damages if fmt.HEADER_BYTES <= d.position < self._end])
         if first is not None:
             report.entries_behind = report.entries - self._entries_up_to(first.position)
 

@@ -18,7 +18,7 @@ from bkctl.errors import CorruptDataError
 from bkctl.formats import journal as fmt
 from bkctl.formats.journal import JournalRecord, RecordKind, ScanEnd, Stop
 from bkctl.formats.small_files import LogMark
-from bkctl.offline.damage import DAMAGES_MAX, Damage, first_nonzero, has_zero_sector, merged
+from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, has_zero_sector, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
 from bkctl.offline.entry_search import next_entry
 from bkctl.offline.files import Read, data_end, next_nonzero, opened
@@ -103,6 +103,7 @@ class _Check:
         self._digests = report.digests = DigestCheck(known)
         self._expected = fmt.data_start(self._version)  # where the next record or padding begins
         self._group_start = self._expected  # of the group scanned last
+        self._last: JournalRecord | None = None
         self._keys: dict[int, bytes] = {}
         self._pieces: list[tuple[int, int]] = []  # (position of a scanned piece, records before it)
         self._last_of_ledger: dict[int, int] = {}  # the position of its last record
@@ -115,10 +116,11 @@ class _Check:
             end = self._scan(position)
             resumed = None
             if end.stop is Stop.BAD_RECORD:
-                resumed = self._resume_position(end.position) if resumes < _RESUMES_MAX else None
+                start = self._suspect_start(end.position)
+                resumed = self._resume_position(start) if resumes < _RESUMES_MAX else None
                 lost_end = data_end(self._read, end.position, self._file_bytes)
                 lost_end = lost_end if resumed is None else resumed
-                self._add(Damage(end.position, max(lost_end, end.position + 1), end.detail))
+                self._add(Damage(start, max(lost_end, start + 1), end.detail))
             if resumed is None:
                 break
             position, resumes = resumed, resumes + 1
@@ -134,19 +136,28 @@ class _Check:
         damages = merged([*report.damages, *self._digests.damages])
         report.damage_count = max(len(damages), self._digests.bad)
         report.damages = damages[:DAMAGES_MAX]
-        cut = end.stop is Stop.TORN
+        cut = end.stop is Stop.TORN  # by the end of the file, which bookies reserve before they write
         if any(not damage.torn or damage.position < self._group_start for damage in damages):
             report.state = JournalState.DAMAGED
         elif cut and not is_last:
             report.state = JournalState.TRUNCATED
         elif cut or damages:
             report.state = JournalState.TORN_TAIL
-        report.lost_bytes = sum(damage.end - damage.position for damage in damages)
+        report.lost_bytes = covered_bytes(damages)
         if damages:
             first = damages[0].position
             report.records_behind = report.records - self._records_up_to(first)
             behind = (ledger for ledger, at in self._last_of_ledger.items() if at > first)
             report.ledgers_behind = sorted(behind)
+
+    def _suspect_start(self, position: int) -> int:
+        """Where damage that shows at `position` may begin: with the entry before it, unless that is whole."""
+        last = self._last
+        if last is None or last.position + 4 + len(last.body) != position:
+            return position
+        if last.kind is not RecordKind.ENTRY or self._known.proves(last.ledger_id, last.entry_id, last.body):
+            return position
+        return last.position
 
     def _check_header(self) -> None:
         if self._version >= fmt.VERSION_PADDED:
@@ -187,6 +198,7 @@ class _Check:
                 self._check_meta(JournalRecord(kind, ledger_id, entry_id, body, position))
             self._last_of_ledger[ledger_id] = position
         self._expected = expected
+        self._last = found[-1] if found else self._last
         for ledger_id, (entry_ids, positions, bodies) in by_ledger.items():
             self._digests.check(ledger_id, entry_ids, positions, bodies)
         self._report.records += len(found)
@@ -223,15 +235,28 @@ class _Check:
             length = int(_LENGTH.unpack_from(head)[0])
             if length == fmt.PADDING_MASK:
                 size = _PADDING.size + int(_PADDING.unpack(head)[1])
-                found = first_nonzero(self._read(position + _PADDING.size, size - _PADDING.size))
-                if found is not None:
-                    at = position + _PADDING.size + found
-                    self._add(Damage(at, at + 1, "a byte of the padding is not zero"))
+                self._check_padding(position, size)
             else:
                 size = _LENGTH.size + length
                 detail = f"a record of {length} bytes, all zeros"
                 self._add(Damage(position, position + size, detail, torn=True))
             position += size
+
+    def _check_padding(self, position: int, size: int) -> None:
+        """It holds zeros, up to the end of a sector."""
+        end = position + size
+        found = first_nonzero(self._read(position + _PADDING.size, size - _PADDING.size))
+        at = end if found is None else position + _PADDING.size + found
+        if end % fmt.SECTOR_BYTES:
+            self._add(
+                Damage(position, end, f"padding of {size} bytes, which does not end where a sector does")
+            )
+        elif found is not None and at - at % fmt.SECTOR_BYTES > position:
+            self._add(
+                Damage(position, at + 1, f"padding of {size} bytes, which is not zero from byte {at} on")
+            )
+        elif found is not None:
+            self._add(Damage(at, at + 1, "a byte of the padding is not zero"))
 
     def _resume_position(self, position: int) -> int | None:
         """Where whole records begin again behind damage at `position`."""
@@ -258,9 +283,15 @@ class _Check:
         if end.stop is Stop.UNFINISHED:
             record_end = end.scan_position - _LENGTH.size
             self._add(Damage(end.position, record_end, end.detail, torn=True))
-        if end.stop is not Stop.ZERO_LENGTH:
+        if end.stop not in (Stop.ZERO_LENGTH, Stop.UNFINISHED):
             return
-        position = next_nonzero(self._read, end.position, self._file_bytes)
+        zeros_at = end.position
+        if end.stop is Stop.UNFINISHED:
+            zeros_at = end.scan_position - _LENGTH.size
+            self._add(Damage(end.position, zeros_at, end.detail, torn=True))
+        elif self._version >= fmt.VERSION_PADDED and zeros_at % fmt.SECTOR_BYTES:
+            self._add(Damage(zeros_at, zeros_at, "the last flush was not finished", torn=True))
+        position = next_nonzero(self._read, zeros_at, self._file_bytes)
         if position is None:
             return
         behind_end = data_end(self._read, position, self._file_bytes)
@@ -268,9 +299,10 @@ class _Check:
             detail = f"version {self._version} has its records here, but the data begins at byte {position}"
             self._add(Damage(4, behind_end, detail))
             return
-        sector_end = end.position + fmt.SECTOR_BYTES - end.position % fmt.SECTOR_BYTES
+        # A disk writes sectors whole: zeros before other bytes of the same sector were not left by a crash.
+        sector_end = zeros_at + fmt.SECTOR_BYTES - zeros_at % fmt.SECTOR_BYTES
         detail = f"the data ends here, but further bytes begin at byte {position}"
-        self._add(Damage(end.position, behind_end, detail, torn=position >= sector_end))
+        self._add(Damage(zeros_at, behind_end, detail, torn=position >= sector_end))
 
     def _records_up_to(self, position: int) -> int:
         """How many records begin at or before `position`."""
