@@ -22,6 +22,7 @@ import org.apache.bookkeeper.meta.MetadataDrivers;
 import org.apache.bookkeeper.meta.zk.ZKMetadataDriverBase;
 import org.apache.bookkeeper.net.BookieId;
 import org.apache.bookkeeper.versioning.LongVersion;
+import org.apache.bookkeeper.versioning.Version;
 import org.apache.bookkeeper.versioning.Versioned;
 
 /** Metadata as Java's ledger manager holds it, without any bookie. Bytes are in base64. */
@@ -124,11 +125,13 @@ final class Metadata {
         return shown(manager(arguments).createLedgerMetadata(id, builder.build()).get());
     }
 
-    /** {client, id}: what is there, parsed and written again. */
+    /** {client, id, version}: what is there, parsed and written again; over `version`, else what was read. */
     private Object rewrite(JsonNode arguments) throws Exception {
         long id = arguments.get("id").asLong();
         Versioned<LedgerMetadata> found = manager(arguments).readLedgerMetadata(id).get();
-        return shown(manager(arguments).writeLedgerMetadata(id, found.getValue(), found.getVersion()).get());
+        Version over = arguments.has("version")
+                ? new LongVersion(arguments.get("version").asLong()) : found.getVersion();
+        return shown(manager(arguments).writeLedgerMetadata(id, found.getValue(), over).get());
     }
 
     /** {client, id}: from now on `seen_metadata` has what the listener was told, null for a deletion. */
