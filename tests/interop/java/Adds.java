@@ -3,7 +3,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.TreeMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
@@ -19,7 +18,6 @@ final class Adds {
     private final int size;
     private final Semaphore room;
     private final CountDownLatch ended = new CountDownLatch(1);
-    private final TreeMap<Long, Integer> results = new TreeMap<>();
     private final List<Long> acknowledged = new ArrayList<>();
     private int sent;
     private int failed;
@@ -55,6 +53,7 @@ final class Adds {
     }
 
     void sendAll() throws InterruptedException {
+        long next = handle.getLastAddPushed() + 1; // a handle that failed counts no more
         for (int i = 0; i < count; i++) {
             room.acquire();
             synchronized (this) {
@@ -63,7 +62,7 @@ final class Adds {
                 }
                 sent++;
             }
-            long entryId = ids == null ? handle.getLastAddPushed() + 1 : ids[i];
+            long entryId = ids == null ? next++ : ids[i];
             byte[] payload = Payload.of(entryId, size);
             if (ids == null) {
                 handle.asyncAddEntry(payload, (rc, lh, id, ctx) -> settled(rc, (Long) ctx), entryId);
@@ -79,7 +78,6 @@ final class Adds {
     }
 
     private synchronized void settled(int rc, long entryId) {
-        results.put(entryId, rc);
         if (rc == 0) {
             acknowledged.add(entryId);
         } else {
@@ -92,7 +90,7 @@ final class Adds {
     }
 
     private void checkEnd() {
-        if (allSent && results.size() == sent) {
+        if (allSent && acknowledged.size() + failed == sent) {
             ended.countDown();
         }
     }
