@@ -20,7 +20,7 @@ from bkctl.formats.journal import RECORD_BYTES_MAX
 from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
 from bkctl.offline.entry_logs import read_ledgers_map
-from bkctl.offline.entry_search import next_entry
+from bkctl.offline.entry_search import next_entry, without_swallowed
 from bkctl.offline.files import Read, data_end, next_nonzero, opened
 
 _HEAD = Struct(">iqq")
@@ -338,6 +338,7 @@ class _Check:
         report = self._report
         report.ledgers = len(self._ledgers)
         damages = merged([*report.damages, *self._digests.damages])
+        damages = without_swallowed(damages, self._read, self._known)
         report.damage_count = max(len(damages), self._digests.bad)
         report.damages = damages[:DAMAGES_MAX]
         if damages:

@@ -1,15 +1,18 @@
 """Finding the next whole entry behind damage, in journals and entry logs alike.
 
 Both frame an entry as `size i32 | entry`. An entry is taken for one when its header is plausible and
-its digest fits; where the digest is unknown, when what follows it is plausible as well. Entry ids are
-taken to be below 2^40: with the zeros that follow from it, noise is not mistaken for a header.
+its digest fits; where the ledger's digest is unknown, when what follows it is plausible as well. Entry
+ids are taken to be below 2^40: with the zeros that follow from it, noise is not mistaken for a header.
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from struct import Struct
 
 from bkctl.formats.entry import HEADER_BYTES
 from bkctl.formats.journal import PADDING_MASK, RECORD_BYTES_MAX
+from bkctl.offline.damage import Damage
 from bkctl.offline.digests import KnownDigests
 from bkctl.offline.files import Read
 
@@ -19,6 +22,7 @@ _PLAUSIBLE = re.compile(
 )
 _HEAD = Struct(">iqqqq")
 _SIZE = Struct(">i")
+_ENDS = (PADDING_MASK, 0)  # instead of a size
 _WINDOW_BYTES = 1 << 20
 
 
@@ -36,6 +40,16 @@ def next_entry(read: Read, position: int, file_bytes: int, known: KnownDigests) 
     return None
 
 
+def without_swallowed(damages: Sequence[Damage], read: Read, known: KnownDigests) -> list[Damage]:
+    """`damages`; those with whole entries inside are not torn writes: their size is what is wrong."""
+    return [
+        replace(damage, torn=False)
+        if damage.torn and next_entry(read, damage.position + _SIZE.size, damage.end, known) is not None
+        else damage
+        for damage in damages
+    ]
+
+
 def _is_entry(read: Read, position: int, file_bytes: int, head: bytes, known: KnownDigests) -> bool:
     size, ledger_id, entry_id, lac, _length = _HEAD.unpack(head)
     end = position + _SIZE.size + size
@@ -44,8 +58,16 @@ def _is_entry(read: Read, position: int, file_bytes: int, head: bytes, known: Kn
     entry = read(position + _SIZE.size, size)
     if len(entry) == size and known.recognise(ledger_id, entry_id, entry) is not None:
         return True
-    behind = read(end, _HEAD.size)
-    return end == file_bytes or (
-        len(behind) == _HEAD.size
-        and (_PLAUSIBLE.match(behind) is not None or _SIZE.unpack_from(behind)[0] in (PADDING_MASK, 0))
-    )
+    return known.get(ledger_id) is None and _is_followed(read, end, file_bytes)
+
+
+def _is_followed(read: Read, position: int, file_bytes: int) -> bool:
+    """Whether two more plausible entries, or padding, or the end of the data begin at `position`."""
+    for _ in range(2):
+        head = read(position, _HEAD.size)
+        if position == file_bytes or (len(head) >= _SIZE.size and _SIZE.unpack_from(head)[0] in _ENDS):
+            return True
+        if len(head) < _HEAD.size or _PLAUSIBLE.match(head) is None:
+            return False
+        position += _SIZE.size + int(_SIZE.unpack_from(head)[0])
+    return True

@@ -20,7 +20,7 @@ from bkctl.formats.journal import JournalRecord, RecordKind, ScanEnd, Stop
 from bkctl.formats.small_files import LogMark
 from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, has_zero_sector, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
-from bkctl.offline.entry_search import next_entry
+from bkctl.offline.entry_search import next_entry, without_swallowed
 from bkctl.offline.files import Read, data_end, next_nonzero, opened
 from bkctl.server.storage.fs import OsFs
 from bkctl.server.storage.journal import scan_file
@@ -134,6 +134,7 @@ class _Check:
         self._check_tail(end, mark)
         report.data_end = data_end(self._read, 0, self._file_bytes)
         damages = merged([*report.damages, *self._digests.damages])
+        damages = without_swallowed(damages, self._read, self._known)
         report.damage_count = max(len(damages), self._digests.bad)
         report.damages = damages[:DAMAGES_MAX]
         cut = end.stop is Stop.TORN  # by the end of the file, which bookies reserve before they write
