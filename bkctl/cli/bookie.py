@@ -37,7 +37,6 @@ from bkctl.errors import (
 
 if TYPE_CHECKING:
     from bkctl.config import BookieSettings
-    from bkctl.formats.cookie import Cookie
     from bkctl.metadata.store import MetadataStore
     from bkctl.types import BookieId
 
@@ -154,7 +153,7 @@ def format_bookie(
     emit("BookieFormat", [row], [Column("bookie_id"), Column("emptied"), Column("cookie_deleted")])
 
 
-LIST_COLUMNS = [
+_LIST_COLUMNS = [
     Column("bookie_id"),
     Column("state"),
     Column("address"),
@@ -174,7 +173,7 @@ def list_bookies(
     """List the bookies: registered ones, and lost ones whose cookie is still there."""
     wanted = {state for state, flag in (("rw", writable), ("ro", readonly), ("lost", lost)) if flag}
     rows = run(bookie_rows(metadata_uri(), wanted or {"rw", "ro", "lost"}))
-    emit("BookieList", rows, LIST_COLUMNS)
+    emit("BookieList", rows, _LIST_COLUMNS)
 
 
 @app.command("show")
@@ -341,14 +340,11 @@ async def _show(uri: str, text: str) -> Row:
             except BkctlError as error:
                 row["error"] = str(error)
         if cookie is not None:
-            row["cookie"] = cookie_row(cookie.value)
+            value = cookie.value
+            row["cookie"] = {
+                "journal_directories": value.journal_dirs,
+                "ledger_directories": value.ledger_dirs,
+                "index_directories": value.index_dirs,
+                "instance_id": value.instance_id,
+            }
         return row
-
-
-def cookie_row(cookie: "Cookie") -> Row:
-    return {
-        "journal_directories": cookie.journal_dirs,
-        "ledger_directories": cookie.ledger_dirs,
-        "index_directories": cookie.index_dirs,
-        "instance_id": cookie.instance_id,
-    }

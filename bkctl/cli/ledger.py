@@ -1,7 +1,7 @@
 """`bkctl ledger`: create, look at, fence, recover and delete ledgers."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +27,7 @@ from bkctl.cli.options import Output, global_options
 from bkctl.cli.progress import progress
 from bkctl.cli.render import Column, Row, RowWriter, emit
 from bkctl.errors import BadInputError, BkctlError, NoSuchLedgerError
-from bkctl.types import BookieId, DigestType, LedgerId, MetadataState
+from bkctl.types import BookieId, DigestType, LedgerId, LedgerMetadata, MetadataState
 
 if TYPE_CHECKING:
     from bkctl.client.bookkeeper import BookKeeper
@@ -64,10 +64,13 @@ def list_ledgers(
         str | None,
         typer.Option("--state", metavar="open|in_recovery|closed", help="Only those in this state."),
     ] = None,
+    bookie: Annotated[
+        str | None, typer.Option("--bookie", metavar="BOOKIE", help="Only those with entries on this bookie.")
+    ] = None,
     count: Annotated[bool, typer.Option("--count", help="Only how many there are.")] = False,
 ) -> None:
     """List the ledgers, ascending by id."""
-    wanted = _parse_state(state) if state is not None else None
+    wanted = _wanted(state, bookie)
     if count:
         row = {"count": run(_count(metadata_uri(), wanted))}
         emit("LedgerCount", [row], [Column("count")])
@@ -143,6 +146,23 @@ def delete(
         if len(ledger_ids) == 1:
             raise errors[0]
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+Wanted = Callable[[LedgerMetadata], bool]
+
+
+def _wanted(state: str | None, bookie: str | None) -> Wanted | None:
+    """None: all ledgers. Raises BadInputError."""
+    from bkctl.formats.bookie_id import parse
+    from bkctl.quorum.fragments import belongs_on
+
+    if state is None and bookie is None:
+        return None
+    only = None if state is None else _parse_state(state)
+    bookie_id = None if bookie is None else parse(bookie)
+    return lambda metadata: (
+        only in (None, metadata.state) and (bookie_id is None or belongs_on(metadata, bookie_id))
+    )
 
 
 def _parse_state(text: str) -> MetadataState:
@@ -225,29 +245,29 @@ _RECOVERY_COLUMNS = [
 ]
 
 
-async def _list(uri: str, state: MetadataState | None) -> None:
+async def _list(uri: str, wanted: Wanted | None) -> None:
     options = global_options()
     writer = RowWriter("LedgerList", LEDGER_COLUMNS, options, stream=sys.stdout)
-    ids_suffice = options.output is Output.NAME and state is None and not options.filters and not options.sort
+    by_name = options.output is Output.NAME and not options.filters and not options.sort
     async with metadata_store(uri) as store:
-        if ids_suffice:
+        if by_name and wanted is None:
             async for ledger_ids in store.ledgers.ranges():
                 writer.write({"ledger_id": ledger_id} for ledger_id in ledger_ids)
                 if writer.full:
                     break
         else:
             async for found in all_metadata(store.ledgers):
-                writer.write(ledger_row(i, m) for i, m in found if state is None or m.state is state)
+                writer.write(ledger_row(i, m) for i, m in found if wanted is None or wanted(m))
                 if writer.full:
                     break
     writer.end()
 
 
-async def _count(uri: str, state: MetadataState | None) -> int:
+async def _count(uri: str, wanted: Wanted | None) -> int:
     async with metadata_store(uri) as store:
-        if state is None:
+        if wanted is None:
             return sum([len(ledger_ids) async for ledger_ids in store.ledgers.ranges()])
-        return sum([sum(m.state is state for _, m in found) async for found in all_metadata(store.ledgers)])
+        return sum([sum(wanted(m) for _, m in found) async for found in all_metadata(store.ledgers)])
 
 
 async def _show(uri: str, ledger_id: LedgerId) -> Row:

@@ -7,7 +7,7 @@ import click
 import typer
 
 from bkctl.cli.render import Column, emit
-from bkctl.cli.shell import cluster, ledgers
+from bkctl.cli.shell import cluster, disks, entry_logs, journals, ledgers
 from bkctl.cli.shell.flags import OldCommand, ShellGroup
 from bkctl.cli.shell.names import NEW_NAMES, new_name
 from bkctl.cli.shell.settings import ENTRY_FORMATS, LEDGER_ID_FORMATS, ShellSettings, local_bookie_conf
@@ -21,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for name, command in (cluster.COMMANDS | ledgers.COMMANDS).items():
-    app.command(name, cls=OldCommand)(command)
+for module in (cluster, ledgers, entry_logs, journals, disks):
+    for name, command in module.COMMANDS.items():
+        app.command(name, cls=OldCommand)(command)
 
 
 def _keep_java_exit(ctx: typer.Context, value: bool) -> None:

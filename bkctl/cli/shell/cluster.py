@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from bkctl.cli.bookie import LIST_COLUMNS, bookie_rows, cookie_row
-from bkctl.cli.cluster import identity_row
+from bkctl.cli.bookie import bookie_rows, list_bookies
+from bkctl.cli.cluster import identity_row, info
 from bkctl.cli.confirm import note
 from bkctl.cli.context import metadata_store
 from bkctl.cli.event_loop import run
@@ -43,13 +43,12 @@ def listbookies(
             ctx=click.get_current_context(),
         )
     (which,) = chosen
-    rows = run(bookie_rows(cluster_uri(), {"rw", "ro", "lost"} if which == "all" else {which}))
-    if which == "all":
-        rows = [row for row in rows if row["cookie"]]
+    uri = cluster_uri()
     if new_form():
-        emit("BookieList", rows, LIST_COLUMNS)
+        list_bookies(writable=readwrite, readonly=readonly)
         return
-    lines = run(_bookie_texts(rows))
+    rows = run(bookie_rows(uri, {"rw", "ro", "lost"} if which == "all" else {which}))
+    lines = run(_bookie_texts([row for row in rows if which != "all" or row["cookie"]]))
     print("\n".join([_HEADS[which], *lines]) if lines else "No bookie exists!")
 
 
@@ -143,26 +142,27 @@ async def _disk_row(client: "BookKeeper", bookie_id: BookieId, state: str) -> Ro
 
 def whatisinstanceid() -> None:
     """Show the cluster's instance id and metadata URI."""
-    row = run(identity_row(cluster_uri()))
+    uri = cluster_uri()
+    if new_form():
+        info()
+        return
+    row = run(identity_row(uri))
     if row["instance_id"] is None:
         raise NotFoundError(f"the cluster at {row['metadata_uri']} has no instance id")
-    if new_form():
-        emit("Cluster", [row], [Column("instance_id"), Column("layout"), Column("metadata_uri")])
-    else:
-        print(f"Metadata Service Uri: {row['metadata_uri']} InstanceId: {row['instance_id']}")
+    print(f"Metadata Service Uri: {row['metadata_uri']} InstanceId: {row['instance_id']}")
 
 
 def cookie_get(bookie: Annotated[str, typer.Argument(metavar="BOOKIE", help="Bookie id.")]) -> None:
     """Show a bookie's cookie as it is stored."""
+    from bkctl.cli.cookie import show
     from bkctl.formats.cookie import encode
 
-    bookie_id = parse_bookie_id(bookie)
-    cookie = run(_cookie(cluster_uri(), bookie_id))
+    bookie_id, uri = parse_bookie_id(bookie), cluster_uri()
     if new_form():
-        columns = [Column("bookie_id"), *map(Column, cookie_row(cookie))]
-        emit("Cookie", [{"bookie_id": bookie_id, **cookie_row(cookie)}], columns)
-    else:
-        sys.stdout.write(f"Cookie for bookie '{bookie_id}' is:\n---\n{encode(cookie).decode()}\n---\n")
+        show(bookie_id)
+        return
+    text = encode(run(_cookie(uri, bookie_id))).decode()
+    sys.stdout.write(f"Cookie for bookie '{bookie_id}' is:\n---\n{text}\n---\n")
 
 
 async def _cookie(uri: str, bookie_id: BookieId) -> "Cookie":

@@ -11,10 +11,9 @@ import typer
 from bkctl.cli import confirm
 from bkctl.cli.context import metadata_store
 from bkctl.cli.event_loop import run
+from bkctl.cli.ledger import list_ledgers, show
 from bkctl.cli.ledger_read import RowSink, Sink, opened, pour
-from bkctl.cli.ledger_rows import LEDGER_COLUMNS, all_metadata, ledger_row
-from bkctl.cli.options import global_options
-from bkctl.cli.render import RowWriter, emit
+from bkctl.cli.ledger_rows import all_metadata
 from bkctl.cli.shell.settings import (
     ShellSettings,
     cluster_uri,
@@ -47,30 +46,23 @@ def listledgers(
     ] = None,
 ) -> None:
     """List the ledgers, ascending by id."""
-    run(_list(cluster_uri(), meta, None if bookie is None else parse_bookie_id(bookie)))
+    bookie_id = None if bookie is None else parse_bookie_id(bookie)
+    uri = cluster_uri()
+    if new_form():
+        list_ledgers(bookie=bookie)
+    else:
+        run(_list(uri, meta, bookie_id))
 
 
 async def _list(uri: str, meta: bool, bookie_id: BookieId | None) -> None:
     from bkctl.quorum.fragments import belongs_on
 
     settings = shell_settings()
-    rows = (
-        RowWriter("LedgerList", LEDGER_COLUMNS, global_options(), stream=sys.stdout) if new_form() else None
-    )
     async with metadata_store(uri) as store:
-        async for found in _ledgers(store, ids_only=rows is None and not meta and bookie_id is None):
-            if bookie_id is not None:
-                found = [(i, m) for i, m in found if m is not None and belongs_on(m, bookie_id)]
-            if rows is not None:
-                rows.write(ledger_row(i, m) for i, m in found if m is not None)
-                if rows.full:
-                    break
-            else:
-                print_lines(
-                    line for i, m in found for line in _metadata_lines(i, m if meta else None, settings)
-                )
-    if rows is not None:
-        rows.end()
+        async for found in _ledgers(store, ids_only=not meta and bookie_id is None):
+            for ledger_id, metadata in found:
+                if bookie_id is None or (metadata is not None and belongs_on(metadata, bookie_id)):
+                    print_lines(_metadata_lines(ledger_id, metadata if meta else None, settings))
 
 
 async def _ledgers(
@@ -106,11 +98,13 @@ def ledgermetadata(
         raise BadInputError("bkctl does not have 'ledgermetadata -restorefromfile' of bookkeeper shell yet")
     settings = shell_settings()
     ledger_id = settings.parse_ledger_id(ledger)
-    metadata = run(_metadata(cluster_uri(), ledger_id))
+    uri = cluster_uri()
+    if dump_to is None and new_form():
+        show(str(ledger_id))
+        return
+    metadata = run(_metadata(uri, ledger_id))
     if dump_to is not None:
         _dump(metadata, dump_to)
-    elif new_form():
-        emit("Ledger", [ledger_row(ledger_id, metadata)], LEDGER_COLUMNS)
     else:
         print_lines(_metadata_lines(ledger_id, metadata, settings))
 

@@ -19,7 +19,7 @@ NEW_NAMES = {
     "cookie_create": "cookie create",
     "cookie_delete": "cookie delete",
     "cookie_generate": "cookie generate",
-    "cookie_get": "bookie show",
+    "cookie_get": "cookie show",
     "cookie_update": "cookie update",
     "decommissionbookie": "bookie decommission",
     "deleteledger": "ledger delete",
