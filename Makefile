@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test interop interop-table torture check lint setup zookeeper lock clean
+.PHONY: demo test interop interop-table sim sim-mutants torture check lint setup zookeeper lock clean
 .DELETE_ON_ERROR:
 
 demo: $(READY) ## three bookies on this machine: write, lose one, change ensemble, fence, recover, verify
@@ -20,6 +20,12 @@ interop-table: $(READY) ## docs/interop.md from the newest release and the one b
 	$(BIN)/python -m pytest -q tests/interop
 	BKCTL_INTEROP_PROFILE=previous $(BIN)/python -m pytest -q tests/interop
 	$(BIN)/python -m tests.interop.matrix > docs/interop.md
+
+sim: $(READY) ## the replication protocol in a hostile world, from SEEDS (first:end)
+	$(BIN)/python -m tests.sim --seeds $(or $(SEEDS),0:100000)
+
+sim-mutants: $(READY) ## known defects, put back on purpose: each must be found
+	$(BIN)/python -m tests.sim --mutants
 
 check: $(READY) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .

@@ -81,7 +81,8 @@ class _SegmentsChangedError(Exception):
 class LedgerRecovery:
     """One attempt; after RecoveryOutdated begin another. Every method returns the actions to carry out.
 
-    `lac_by_bookie` and `entries_rewritten` tell what was found.
+    At most `window_entries` are read ahead of the last one that is stored anew. `lac_by_bookie` and
+    `entries_rewritten` tell what was found.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class LedgerRecovery:
         *,
         fence_only: bool = False,
         frame_bytes_max: int = FRAME_BYTES_MAX,
+        window_entries: int = WINDOW_ENTRIES,
     ) -> None:
         self.ledger_id = ledger_id
         self.state = RecoveryState.MARKING
@@ -100,6 +102,7 @@ class LedgerRecovery:
         self._digester = digester
         self._fence_only = fence_only
         self._frame_bytes_max = frame_bytes_max
+        self._window_entries = window_entries
         self._schedule = RoundRobinSchedule.of(metadata.value)
         self._metadata = metadata
         self._update: MetadataUpdate | None = None
@@ -181,7 +184,7 @@ class LedgerRecovery:
     def _read_ahead(self) -> list[Action]:
         assert self._pending is not None
         first = max(self._reads, default=self._pending.last_pushed) + 1
-        last = self._pending.acked + WINDOW_ENTRIES
+        last = self._pending.acked + self._window_entries
         if self.state is not RecoveryState.REWRITING or first > last:
             return []
         return self._read([EntryId(entry_id) for entry_id in range(first, last + 1)])

@@ -1,0 +1,95 @@
+"""Many seeds: `python -m tests.sim --seeds 0:100000`; one, told: `python -m tests.sim --tell 17`.
+
+Exit 0: no violation. Exit 1: the seeds that failed, each with the command that tells its story.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from tests.sim.generator import PROFILES, plan_of
+from tests.sim.mutants import MUTANTS, seeds_needed
+from tests.sim.story import ViolationError, run
+
+_CHUNK_SEEDS = 500
+
+
+def run_seeds(first: int, last: int, profile: str | None) -> tuple[int, Counter[str], list[str]]:
+    """Seeds first to last - 1: how many ran, what was covered, what failed."""
+    covered: Counter[str] = Counter()
+    failures = []
+    for seed in range(first, last):
+        try:
+            covered.update(run(plan_of(seed, profile)).world.covered)
+        except ViolationError as error:
+            failures.append(f"seed {seed}: {error}")
+    return last - first, covered, failures
+
+
+def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last, _CHUNK_SEEDS):
+        yield start, min(last, start + _CHUNK_SEEDS)
+
+
+def _many(first: int, last: int, jobs: int, profile: str | None) -> int:
+    began = time.monotonic()
+    covered: Counter[str] = Counter()
+    failures: list[str] = []
+    done = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(run_seeds, *chunk, profile) for chunk in _chunks(first, last)]
+        for future in as_completed(waiting):
+            count, seen, failed = future.result()
+            done += count
+            covered += seen
+            failures += failed
+            for failure in failed:
+                print(failure, flush=True)
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{done} of {last - first} seeds, {len(failures)} failed ")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{done} seeds in {minutes:.1f} min ({done / minutes:.0f} a minute), {len(failures)} failed")
+    for what, count in sorted(covered.items()):
+        print(f"{count:>12}  {what}")
+    return 1 if failures else 0
+
+
+def _mutants(names: list[str]) -> int:
+    missed = 0
+    for mutant in MUTANTS:
+        if names and mutant.name not in names:
+            continue
+        seeds = seeds_needed(mutant)
+        missed += seeds is None
+        found = f"seed {seeds:>5} of {mutant.seeds_max}" if seeds else f"NOT FOUND in {mutant.seeds_max}"
+        print(f"{mutant.name}  {found}  {mutant.profile or 'any profile':<16}  {mutant.defect}", flush=True)
+    return 1 if missed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="0:1000", help="FIRST:END, the end not included")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--profile", choices=list(PROFILES))
+    parser.add_argument("--tell", type=int, metavar="SEED", help="run one seed and print its story")
+    parser.add_argument("--mutants", nargs="*", metavar="M01", help="prove that known defects are found")
+    options = parser.parse_args()
+    if options.mutants is not None:
+        return _mutants(options.mutants)
+    if options.tell is not None:
+        try:
+            story = run(plan_of(options.tell, options.profile), trace=True)
+        except ViolationError as error:
+            print(error)
+            return 1
+        print(story.world.story())
+        return 0
+    first, last = (int(number) for number in options.seeds.split(":"))
+    return _many(first, last, options.jobs, options.profile)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

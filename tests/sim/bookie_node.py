@@ -1,0 +1,264 @@
+"""A bookie that runs the server's own logic, with a journal that forgets what was not synced.
+
+`bkctl.server.bookie.Bookie` decides about adds and fences; the write cache is the real one, and a
+restart replays the journal's bytes through the real reader of records. Simulated are the disk (what
+a crash leaves of unsynced writes) and time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bkctl.errors import BookKeeperError, NoSuchLedgerError, WriteError
+from bkctl.formats import index as index_format
+from bkctl.formats import journal as journal_format
+from bkctl.formats import request_v2 as v2
+from bkctl.formats.entry import HEADER
+from bkctl.formats.result_code import error_from_rc
+from bkctl.quorum.pending import frames_in
+from bkctl.server.bookie import Bookie
+from bkctl.server.reads import LAST_ENTRY, absent
+from bkctl.server.storage.directory_storage import DirectoryStorage, LedgerDescriptor
+from bkctl.server.storage.ledger_storage import LedgerStorage
+from bkctl.server.storage.read_cache import ReadCache
+from bkctl.server.storage.write_cache import WriteCache
+from bkctl.types import BookieId
+from tests.sim.world import MS, World
+
+_CACHE_BYTES = 128 << 10
+_QUEUED_BYTES_MAX = 1 << 30
+_VERSION = 6
+
+
+class SimJournal:
+    """Groups are written and synced in steps of virtual time; `synced` is what survives a crash."""
+
+    def __init__(self, node: "BookieNode", synced: bytes) -> None:
+        self._node = node
+        self.synced = b""
+        self.entries: dict[tuple[int, int], bytes] = {}  # durable ones
+        self._keep(synced)
+        self._queue: list[tuple[bytes, Any]] = []
+        self._writing: list[tuple[bytes, Any]] = []
+        self.queued_bytes = 0
+
+    def append(self, parts: Sequence[Any], token: Any, *, deferred: bool = False) -> None:
+        self._queue.append((b"".join(parts), token))
+        if deferred and token is not None:
+            self._node.world.after(0, lambda: self._node.completed(self, [token]))
+            self._queue[-1] = (self._queue[-1][0], None)
+        if not self._writing:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._writing, self._queue = self._queue, []
+        self._node.world.after(self._node.sync_delay(), self._sync)
+
+    def _sync(self) -> None:
+        if self._node.journal is not self:
+            return  # of a life before
+        group, self._writing = self._writing, []
+        self._keep(b"".join(data for data, _ in group))
+        self._node.completed(self, [token for _, token in group if token is not None])
+        if self._queue and self._node.journal is self:
+            self._begin()
+
+    def _keep(self, data: bytes) -> None:
+        self.synced += data
+        for record in journal_format.scan_records(data, 0, _VERSION, at_end_of_file=True).records:
+            if record.kind is journal_format.RecordKind.ENTRY:
+                self.entries[record.ledger_id, record.entry_id] = record.body
+
+    def survivors(self, keep: float) -> bytes:
+        """What is on disk after a crash: everything synced, and of the rest a part of whole records."""
+        unsynced = [data for data, _ in (*self._writing, *self._queue)]
+        return self.synced + b"".join(unsynced[: int(keep * (len(unsynced) + 1))])
+
+
+class _Directory(DirectoryStorage):
+    """The real bookkeeping of ledgers and caches; the cache holds every entry, so nothing is flushed."""
+
+    def __init__(self) -> None:
+        self.ledgers = {}
+        self.active = WriteCache(_CACHE_BYTES)
+        self.flushing = None
+        self._read_cache = ReadCache(0)
+        self._changed = set()
+        self._deleted = set()
+        self._frozen = None
+
+
+class _Storage(LedgerStorage):
+    def __init__(self) -> None:
+        self.directories = (_Directory(),)
+
+
+class BookieNode:
+    """`hook(name)` is called at each step that a fault may follow; see generator."""
+
+    def __init__(self, world: World, bookie_id: BookieId, *, sync_us_max: int = 3 * MS) -> None:
+        self.world = world
+        self.bookie_id = bookie_id
+        self.sync_us_max = sync_us_max
+        self.read_only = False
+        self.up = True
+        self.paused = False
+        self.hook: Callable[[str, BookieNode], None] = lambda _name, _node: None
+        self.fence_answered: set[int] = set()  # ledgers that a fencing read was answered for
+        self._random = world.stream(f"disk {bookie_id}")
+        self._waiting: list[Callable[[], None]] = []  # while paused
+        self._boot(b"")
+
+    def _boot(self, journal: bytes) -> None:
+        self.journal = SimJournal(self, journal)
+        self.storage = _Storage()
+        self.bookie = self.make_bookie()
+        self.bookie.read_only = self.read_only
+        if journal:
+            scan = journal_format.scan_records(journal, 0, _VERSION, at_end_of_file=True)
+            assert not scan.end or scan.end.position == len(journal), scan.end
+            self.storage.replay(scan.records)
+            for descriptor in self.storage.directories[0].ledgers.values():
+                descriptor.key_journaled = True
+
+    def make_bookie(self) -> Bookie:
+        return Bookie(
+            self.storage,
+            [self.journal],  # type: ignore[list-item]  # stands for the real one
+            queued_bytes_max=_QUEUED_BYTES_MAX,
+            request_checkpoint=lambda: None,
+        )
+
+    def sync_delay(self) -> int:
+        return 1 + int(self._random.random() * self.sync_us_max)
+
+    def completed(self, journal: SimJournal, tokens: list[Any]) -> None:
+        if self.journal is journal and self.up:
+            self.hook("synced", self)
+            if self.journal is journal and self.up:
+                self.bookie.completed(tokens)
+
+    # -- life and death --------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """Power loss: of what was not synced a random part is left, in the order of writing."""
+        if self.up:
+            self.world.tell(self.bookie_id, "crashes")
+            self.world.covered["bookie crash"] += 1
+            self.up = False
+            keep = self._random.choice((0.0, self._random.random(), 1.0))
+            # A journal of its own: nothing of this life completes any more.
+            self.journal = SimJournal(self, self.journal.survivors(keep))
+            self._waiting.clear()
+
+    def restart(self) -> None:
+        if not self.up:
+            self.world.tell(self.bookie_id, "is back")
+            self.up = True
+            self.paused = False
+            self._boot(self.journal.synced)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        waiting, self._waiting = self._waiting, []
+        for request in waiting:
+            self.run(request)
+
+    def run(self, request: Callable[[], None]) -> None:
+        """A request arrived. A paused bookie takes it later, a dead one never."""
+        if self.paused:
+            self._waiting.append(request)
+        elif self.up:
+            request()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def add(self, frames: bytes, answer: Callable[[int, BookKeeperError | None], None]) -> None:
+        """Whole v2 add frames; `answer(entry id, error or None)` once for each."""
+        buffer = bytearray(frames)
+        view = memoryview(buffer)
+        peer = _Peer(answer)
+        for start, end in list(frames_in(frames)):
+            if start < peer.taken:
+                continue
+            try:
+                peer.taken = self.bookie.take_adds(peer, buffer, view, start, len(buffer))
+                assert peer.taken > start, "the write cache of a simulated bookie is full"
+            except BookKeeperError as error:
+                answer(HEADER.unpack_from(buffer, start + v2.ADD_PREFIX.size)[1], error)
+                peer.taken = end
+        self.hook("added", self)
+
+    def read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
+        """A stored entry (LAST_ENTRY: the last one), or why there is none."""
+        try:
+            descriptor = self.bookie.ledger(ledger_id)
+        except NoSuchLedgerError as error:
+            return error
+        if entry_id == LAST_ENTRY:
+            entry_id = descriptor.directory.cached_last_entry(ledger_id)
+        key = index_format.entry_key(ledger_id, entry_id)
+        entry = descriptor.directory.cached(key) if entry_id >= 0 else None
+        return absent(descriptor, entry_id) if entry is None else entry
+
+    def fencing_read(
+        self, ledger_id: int, entry_id: int, key: bytes, answer: Callable[[bytes | BookKeeperError], None]
+    ) -> None:
+        """Answered once the fence is durable."""
+
+        def durable() -> None:
+            self.fence_answered.add(ledger_id)
+            answer(self.read(ledger_id, entry_id))
+            self.hook("fence answered", self)
+
+        try:
+            self.bookie.fence(ledger_id, key, durable)
+        except BookKeeperError as error:
+            answer(error)
+        self.hook("fenced", self)
+
+    def lac(self, ledger_id: int) -> int | BookKeeperError:
+        """The largest LAC known here."""
+        try:
+            descriptor: LedgerDescriptor = self.bookie.ledger(ledger_id)
+        except NoSuchLedgerError as error:
+            return error
+        if descriptor.max_lac is None:
+            last = self.read(ledger_id, LAST_ENTRY)
+            descriptor.max_lac = HEADER.unpack_from(last)[2] if isinstance(last, bytes) else -1
+        return descriptor.max_lac
+
+    # -- what is stored, for the oracle ----------------------------------------------------------
+
+    def durable_entry(self, ledger_id: int, entry_id: int) -> bytes | None:
+        """The entry as a crash now would leave it for certain."""
+        return self.journal.entries.get((ledger_id, entry_id))
+
+
+class _Peer:
+    """One request's connection: takes v2 answers to adds apart."""
+
+    closed = False
+    version2 = True
+
+    def __init__(self, answer: Callable[[int, BookKeeperError | None], None]) -> None:
+        self._answer = answer
+        self.taken = 0
+
+    def send(self, data: bytes) -> None:
+        for start in range(0, len(data), v2.RESPONSE.size):
+            _, _, rc, _, entry_id = v2.RESPONSE.unpack_from(data, start)
+            self._answer(entry_id, None if rc == 0 else error_from_rc(rc, WriteError, "add"))
+
+    def drop(self) -> None:
+        raise AssertionError("a bookie dropped a simulated connection")
+
+    async def writable(self) -> None:
+        raise AssertionError("not asked in a simulation")
+
+    def pause(self, reason: str) -> None:
+        raise AssertionError(f"a simulated bookie has no room: {reason}")
+
+    def resume(self, reason: str) -> None: ...

@@ -1,0 +1,46 @@
+"""No invariant breaks in a hostile world, from many seeds; and known defects are found."""
+
+import pytest
+
+from tests.sim.generator import PROFILES, plan_of
+from tests.sim.mutants import MUTANTS, Mutant, seeds_needed
+from tests.sim.plan import parse
+from tests.sim.story import run
+
+_SEEDS = 60  # of each profile; `make sim` runs many more
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_invariant_breaks(profile: str) -> None:
+    for seed in range(_SEEDS):
+        run(plan_of(seed, profile))
+
+
+def test_the_stories_are_worth_telling() -> None:
+    """There are ensemble changes, acknowledged entries, readers that read, and lost bookies."""
+    stories = [run(plan_of(seed)) for seed in range(60)]
+    assert sum(story.cluster.oracle.acked >= 0 for story in stories) > 30
+    assert sum(len(story.cluster.oracle.latest.segments) > 1 for story in stories) > 5
+    assert sum(story.world.covered["bookie crash"] > 0 for story in stories) > 15
+    assert any(story.cluster.oracle.read for story in stories)
+    assert any(not told for story in stories for told in story.cluster.oracle.outcomes.values())
+
+
+@pytest.mark.parametrize("seed", [3, 11, 29])
+def test_the_same_seed_tells_the_same_story(seed: int) -> None:
+    first, second = (run(plan_of(seed), trace=True) for _ in range(2))
+    assert first.world.story() == second.world.story()
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 4))
+def test_a_plan_survives_as_text(seed: int) -> None:
+    """So a seed that failed can be kept as a scenario."""
+    plan = plan_of(seed)
+    again = parse(plan.text())
+    assert again.text() == plan.text()
+    assert run(again, trace=True).world.story() == run(plan, trace=True).world.story()
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.fast], ids=lambda mutant: mutant.name)
+def test_a_known_defect_is_found(mutant: Mutant) -> None:
+    assert seeds_needed(mutant) is not None, f"{mutant.name} was not found: {mutant.defect}"
