@@ -20,7 +20,7 @@ from bkctl.formats.journal import RECORD_BYTES_MAX
 from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
 from bkctl.offline.entry_logs import read_ledgers_map
-from bkctl.offline.entry_search import next_entry, without_swallowed
+from bkctl.offline.entry_search import RECORD_BYTES_MIN, next_entry, without_swallowed
 from bkctl.offline.files import Read, data_end, next_nonzero, opened
 
 _HEAD = Struct(">iqq")
@@ -34,6 +34,7 @@ _PADDING_BYTE = 0xF0
 _PADDING_ALIGNMENT = 4096
 _WINDOW_BYTES = 4 << 20
 _RESUMES_MAX = 1000
+_ZEROS = "zeros instead of entries"
 
 
 class LogState(enum.StrEnum):
@@ -165,7 +166,12 @@ class _Check:
             start = self._suspect_start(position)
             resumed = None
             if resumes < _RESUMES_MAX:
-                resumed = next_entry(self._read, start + 1, self._end, self._known)
+                resumed = next_entry(
+                    self._read,
+                    start + (1 if behind.detail == _ZEROS else RECORD_BYTES_MIN),
+                    self._end,
+                    self._known,
+                )
             end = resumed or max(data_end(self._read, position, self._end), position + 1)
             torn = behind.torn and resumed is None and not self._report.sealed
             if start == position:
@@ -252,7 +258,7 @@ class _Check:
         size, ledger_id, entry_id = _HEAD.unpack_from(data)
         if size == 0:
             found = next_nonzero(self._read, position, self._end)
-            return self._end if found is None else Damage(position, position, "zeros instead of entries")
+            return self._end if found is None else Damage(position, position, _ZEROS)
         if size < fmt.ENTRY_BYTES_MIN:
             return Damage(position, position, f"an entry of {size} bytes")
         if (ledger_id, entry_id) == _MAP_IDS:

@@ -26,6 +26,10 @@ _ENDS = (PADDING_MASK, 0)  # instead of a size
 _WINDOW_BYTES = 1 << 20
 
 
+RECORD_BYTES_MIN = 4 + 16
+"""Size field and ids: so far behind the start of a damaged record or entry the next one can begin."""
+
+
 def next_entry(read: Read, position: int, file_bytes: int, known: KnownDigests) -> int | None:
     """File offset of the size field of the next whole entry from `position` on; None: there is none."""
     while position + _HEAD.size <= file_bytes:
@@ -44,7 +48,7 @@ def without_swallowed(damages: Sequence[Damage], read: Read, known: KnownDigests
     """`damages`; those with whole entries inside are not torn writes: their size is what is wrong."""
     return [
         replace(damage, torn=False)
-        if damage.torn and next_entry(read, damage.position + _SIZE.size, damage.end, known) is not None
+        if damage.torn and next_entry(read, damage.position + RECORD_BYTES_MIN, damage.end, known) is not None
         else damage
         for damage in damages
     ]

@@ -20,7 +20,7 @@ from bkctl.formats.journal import JournalRecord, RecordKind, ScanEnd, Stop
 from bkctl.formats.small_files import LogMark
 from bkctl.offline.damage import DAMAGES_MAX, Damage, covered_bytes, first_nonzero, has_zero_sector, merged
 from bkctl.offline.digests import DigestCheck, KnownDigests
-from bkctl.offline.entry_search import next_entry, without_swallowed
+from bkctl.offline.entry_search import RECORD_BYTES_MIN, next_entry, without_swallowed
 from bkctl.offline.files import Read, data_end, next_nonzero, opened
 from bkctl.server.storage.fs import OsFs
 from bkctl.server.storage.journal import scan_file
@@ -263,7 +263,7 @@ class _Check:
         """Where whole records begin again behind damage at `position`."""
         if self._version == 1 and position == 0:
             return None  # no journal of version 1 either: the layout is not known
-        entry_at = next_entry(self._read, position + 1, self._file_bytes, self._known)
+        entry_at = next_entry(self._read, position + RECORD_BYTES_MIN, self._file_bytes, self._known)
         if self._version < fmt.VERSION_PADDED:
             return entry_at
         at = position + fmt.SECTOR_BYTES - position % fmt.SECTOR_BYTES
