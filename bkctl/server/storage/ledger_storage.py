@@ -18,6 +18,7 @@ from bkctl.server.storage.directory_storage import DirectorySettings, DirectoryS
 from bkctl.server.storage.entry_log import SIZE_BYTES_MAX
 from bkctl.server.storage.fs import Fs
 from bkctl.server.storage.index import LedgersIndex, LocationsIndex, new_block_cache
+from bkctl.server.storage.storage_kind import check_storage_kind
 
 _MIB = 1 << 20
 
@@ -65,7 +66,8 @@ class LedgerStorage:
         """Open or create every directory and load what is known of ledgers. Blocks.
 
         Raises:
-            BookieStartError: an index is in use by another process, or cannot be opened.
+            BookieStartError: an index is in use by another process, or cannot be opened; a directory
+                is of another storage.
             OSError, CorruptDataError: a directory cannot be read.
         """
         settings = self._settings
@@ -78,6 +80,7 @@ class LedgerStorage:
                 index_current = Path(index_directory, "current")
                 self._fs.mkdir(current)
                 self._fs.mkdir(index_current)
+                check_storage_kind(current, index_current, self._fs)
                 ledgers = LedgersIndex.open(index_current / "ledgers")
                 exits.callback(ledgers.close)
                 locations = LocationsIndex.open(index_current / "locations", block_cache)
