@@ -100,21 +100,32 @@ def compare(
             continue  # they are the ledger directories
         ours = None if field == "instance_id" and stored is None else value_of(configured)
         theirs = None if stored is None or stored.cookie is None else value_of(stored.cookie)
-        on_disk = {name: source.cookie and value_of(source.cookie) for name, source in directories.items()}
+        on_disk = {
+            name: value_of(source.cookie) if source.cookie else None for name, source in directories.items()
+        }
         values = [value_of(cookie) for cookie in cookies]
         if ours is not None or (field == "instance_id" and stored is not None):
             values.append(ours)
         fix = _fix(field, ours, theirs, on_disk) if len(set(values)) > 1 else None
         found.append(FieldComparison(field, ours, theirs, on_disk, fix is None, fix))
-    layouts = {
-        name: source.cookie and str(source.cookie.layout_version) for name, source in directories.items()
-    }
-    theirs = str(stored.cookie.layout_version) if stored and stored.cookie else None
-    known = [int(layout) for layout in (theirs, *layouts.values()) if layout]
-    old = any(layout < cookie_format.OLDEST_LAYOUT_VERSION for layout in known)
+    return [*found, _compare_layouts(configured, stored, directories)]
+
+
+def _compare_layouts(
+    configured: Cookie, stored: Source | None, directories: Mapping[str, Source]
+) -> FieldComparison:
+    """Layout versions may differ, but must not be too old."""
+
+    def text(source: Source | None) -> str | None:
+        return str(source.cookie.layout_version) if source and source.cookie else None
+
+    sources = [source.cookie for source in (stored, *directories.values()) if source and source.cookie]
+    old = any(cookie.layout_version < cookie_format.OLDEST_LAYOUT_VERSION for cookie in sources)
     fix = "a layout before 3 has to be upgraded by the Apache BookKeeper that wrote it" if old else None
-    ours = str(configured.layout_version)
-    return [*found, FieldComparison("layout_version", ours, theirs, layouts, not old, fix)]
+    layouts = {name: text(source) for name, source in directories.items()}
+    return FieldComparison(
+        "layout_version", str(configured.layout_version), text(stored), layouts, not old, fix
+    )
 
 
 _FIELDS: dict[str, Callable[[Cookie], str | None]] = {
@@ -160,7 +171,7 @@ def _fix(field: str, ours: str | None, theirs: str | None, on_disk: Mapping[str,
     written = {name: value for name, value in on_disk.items() if value is not None}
     if len(set(written.values())) > 1:
         usual = theirs or ours or next(iter(written.values()))
-        name, value = next((item for item in written.items() if item[1] != usual), *written.items())
+        name, value = next(item for item in written.items() if item[1] != usual)
         return (
             f"{name} says {_shown(value)} unlike the others: it may be another bookie's, or of another time"
         )

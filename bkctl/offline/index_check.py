@@ -50,7 +50,7 @@ class IndexCheck:
     """Checks the indexes of a bookie, all of them or one ledger; the counts grow as it goes.
 
     `in_use`: a bookie works on the directories, so what looks wrong is looked up once more.
-    `progress` is told the count of entries now and then.
+    `progress` is told the count of entries now and then, and may raise TimeoutError.
     """
 
     fs: Fs
@@ -98,6 +98,8 @@ class IndexCheck:
                     self.progress(self.entry_count)
                 for ledger_id, last in last_entries.rest():
                     yield from _wrong_last_entry(index, locations, ledger_id, last)
+        except TimeoutError:  # --timeout; it is an OSError, too
+            raise
         except (OSError, CorruptDataError) as error:
             yield Finding("unreadable_index", index.directory, str(error))
         if unknown and self.in_use:

@@ -30,6 +30,8 @@ _IDS = Struct(">qqq")
 assert RECORD.size == _IDS.size == 24
 
 _BLOCK_BYTES = 64 << 10  # of slots, read at once
+_MASTER_KEY_BYTES = 20  # SHA-1 of the password
+_EXPLICIT_LAC_BYTES_MAX = 36  # ledger id, last add confirmed, and at most 20 bytes of digest
 _HEX_DIRECTORY = re.compile(r"[0-9a-f]{1,2}")
 _INDEX_FILE = re.compile(r"([0-9a-f]{1,16})\.idx")
 
@@ -188,7 +190,7 @@ class IdxIndex:
                 yield None, CorruptDataError(f"{path} is not where a bookie looks for ledger {ledger_id:d}")
                 continue
             try:
-                yield ledger_id, _idx_ledger(path)
+                yield ledger_id, _idx_ledger(path, ledger_id)
             except FileNotFoundError:
                 continue  # the ledger was deleted meanwhile
             except (OSError, CorruptDataError) as error:
@@ -196,7 +198,7 @@ class IdxIndex:
 
     def ledger(self, ledger_id: int) -> LedgerData | None:
         try:
-            return _idx_ledger(self._path(ledger_id))
+            return _idx_ledger(self._path(ledger_id), ledger_id)
         except FileNotFoundError:
             return None
 
@@ -240,27 +242,32 @@ def _ledger_data(value: bytes) -> LedgerData | CorruptDataError:
         return error
 
 
-def _idx_ledger(path: Path) -> LedgerData:
+def _idx_ledger(path: Path, ledger_id: int) -> LedgerData:
     with open(path, "rb", buffering=0) as file:
         data = file.read(idx_format.HEADER_BYTES)
     try:
         header = idx_format.parse_index_file_header(data)
-        _check_rest(data, header)
+        _check_header(data, header, ledger_id)
     except CorruptDataError as error:
         raise CorruptDataError(f"{path}: {error}") from error
     return LedgerData(header.fenced, header.master_key, header.explicit_lac)
 
 
-def _check_rest(data: bytes, header: idx_format.IndexFileHeader) -> None:
-    """A wrong length may parse, but then something is left where upstream leaves zeros."""
+def _check_header(data: bytes, header: idx_format.IndexFileHeader, ledger_id: int) -> None:
+    """A flipped bit may leave a header that parses, but hardly one that makes sense."""
     state_at = len(idx_format.MAGIC) + 8 + len(header.master_key)
-    lac_bytes = len(header.explicit_lac or b"") + 4 if header.version == 1 else 0
+    lac = header.explicit_lac or b""
+    end = state_at + 4 + (len(lac) + 4 if header.version == 1 else 0)
     if len(data) < idx_format.HEADER_BYTES:
         raise CorruptDataError(f"index file ends within its header, at byte {len(data)}")
+    if len(header.master_key) not in (0, _MASTER_KEY_BYTES):
+        raise CorruptDataError(f"index file header with a master key of {len(header.master_key)} bytes")
     if int.from_bytes(data[state_at : state_at + 4], "big") > 1:
         raise CorruptDataError(f"index file header with unknown state bits at byte {state_at}")
-    if any(data[state_at + 4 + lac_bytes :]):
-        raise CorruptDataError(f"index file header with bytes behind its end at {state_at + 4 + lac_bytes}")
+    if lac and (len(lac) > _EXPLICIT_LAC_BYTES_MAX or int.from_bytes(lac[:8], "big") != ledger_id):
+        raise CorruptDataError(f"index file header with an explicit LAC that is not of ledger {ledger_id}")
+    if any(data[end:]):
+        raise CorruptDataError(f"index file header with bytes behind its end at {end}")
 
 
 def _last_entry_id(file: FileIO) -> int:

@@ -252,7 +252,7 @@ def _linked(path: Path, options: Options) -> Iterator[Rdict]:
                 database = _open_links(path, Path(temporary, str(attempt), path.name), options)
                 break
             except Exception as exc:  # rocksdict raises no narrower class
-                if attempt == _OPEN_ATTEMPTS - 1:
+                if attempt == _OPEN_ATTEMPTS - 1 or "No such file" not in str(exc):
                     raise CorruptDataError(f"cannot read the index {path}: {_words(exc, path)}") from exc
                 time.sleep(_OPEN_PAUSE_S)
         try:
