@@ -156,7 +156,8 @@ def dump(
     """Show the entries of a log, one row each; on a terminal as a table, else as lines of JSON.
 
     `position` is that of a location in the index: of the entry itself, four bytes behind its size field
-    (Java's `readlog` shows that of the size field). Exit code 7 at damage.
+    (Java's `readlog` shows that of the size field). Exit code 7 at damage; an entry that the end of the
+    file cuts off is not shown.
     """
     from bkctl.offline import entry_logs
 

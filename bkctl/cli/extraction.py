@@ -29,7 +29,7 @@ def file_of_entries(to: Path | None, log: Path, framing: Framing) -> bool:
     directory = to if per_file else to.parent
     if not directory.is_dir():
         raise BadInputError(f"cannot write {to}: there is no directory {directory}")
-    if directory.resolve() == log.resolve().parent:
+    if directory.resolve() == log.resolve().parent and directory.resolve().name == "current":
         raise RefusedError(f"{directory} is the bookie's own directory; write somewhere else")
     if not per_file and os.path.lexists(to):
         raise ConflictError(f"{to} exists; nothing is overwritten, name another file")

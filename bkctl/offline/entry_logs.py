@@ -38,13 +38,22 @@ class LogFile:
 
 
 def log_files(directories: Sequence[Path]) -> list[LogFile]:
-    """The logs of ledger directories, ascending by id in each; raises OSError."""
-    fs = OsFs()
-    return [log_file(d / fmt.file_name(log_id)) for d in directories for log_id in log_ids(d, fs)]
+    """The logs of ledger directories, ascending by id in each; raises OSError for a directory."""
+    paths = (d / fmt.file_name(log_id) for d in directories for log_id in log_ids(d, OsFs()))
+    return [_listed(path) for path in paths]
+
+
+def _listed(path: Path) -> LogFile:
+    try:
+        return log_file(path)
+    except OSError as exc:
+        return LogFile(
+            path, fmt.parse_file_name(path.name), path.stat().st_size, None, exc.strerror or str(exc)
+        )
 
 
 def log_file(path: Path) -> LogFile:
-    """One log by its path; raises as `files.file_status` does, never for what is in it."""
+    """One log by its path; raises as `files.opened` does, never for what is in it."""
     header = error = None
     with opened(path) as (read, size_bytes):
         try:
