@@ -19,7 +19,7 @@ import errno
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -204,6 +204,22 @@ class LedgersIndex:
     def close(self) -> None:
         with _named(self._path):
             self._database.close()
+
+
+def open_indexes(index_current: Path, block_cache: Cache) -> tuple[LedgersIndex, LocationsIndex]:
+    """Both databases of one index directory, made when missing.
+
+    Raises BookieStartError: in use by another process, damaged, or not readable.
+    """
+    ledgers = LedgersIndex.open(index_current / LEDGERS_NAME)
+    try:
+        return ledgers, LocationsIndex.open(index_current / LOCATIONS_NAME, block_cache)
+    except BaseException:
+        ledgers.close()
+        raise
+
+
+OpenIndexes = Callable[[Path, Cache], tuple[LedgersIndex, LocationsIndex]]
 
 
 @contextmanager

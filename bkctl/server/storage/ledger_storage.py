@@ -17,7 +17,7 @@ from bkctl.formats.journal import JournalRecord, RecordKind
 from bkctl.server.storage.directory_storage import DirectorySettings, DirectoryStorage, LedgerDescriptor
 from bkctl.server.storage.entry_log import SIZE_BYTES_MAX
 from bkctl.server.storage.fs import Fs
-from bkctl.server.storage.index import LedgersIndex, LocationsIndex, new_block_cache
+from bkctl.server.storage.index import OpenIndexes, new_block_cache, open_indexes
 from bkctl.server.storage.storage_kind import check_storage_kind
 
 _MIB = 1 << 20
@@ -47,12 +47,16 @@ class LedgerStorage:
     """The storage of one bookie. `open` first; methods that name no thread belong to the event loop.
 
     `directories` and `threads` (one worker each, for `flush` of the directory with the same index)
-    and `read_pool` (for `load_*`) exist from `open` to `close`.
+    and `read_pool` (for `load_*`) exist from `open` to `close`. `open_indexes` makes the indexes of one
+    directory, on a disk that is not `fs`: a simulation brings both.
     """
 
-    def __init__(self, settings: StorageSettings, fs: Fs) -> None:
+    def __init__(
+        self, settings: StorageSettings, fs: Fs, *, open_indexes: OpenIndexes = open_indexes
+    ) -> None:
         self._settings = settings
         self._fs = fs
+        self._open_indexes = open_indexes
         self._exits = ExitStack()
         self.directories: tuple[DirectoryStorage, ...] = ()
         self.threads: tuple[ThreadPoolExecutor, ...] = ()
@@ -81,9 +85,8 @@ class LedgerStorage:
                 self._fs.mkdir(current)
                 self._fs.mkdir(index_current)
                 check_storage_kind(current, index_current, self._fs)
-                ledgers = LedgersIndex.open(index_current / "ledgers")
+                ledgers, locations = self._open_indexes(index_current, block_cache)
                 exits.callback(ledgers.close)
-                locations = LocationsIndex.open(index_current / "locations", block_cache)
                 exits.callback(locations.close)
                 directory_settings = DirectorySettings(
                     ledger_dir=current,
@@ -116,22 +119,6 @@ class LedgerStorage:
         """What is known of a ledger, None for one that this bookie has never seen or deleted."""
         return self.directory_for(ledger_id).ledgers.get(ledger_id)
 
-    def create_ledger(self, ledger_id: int, master_key: bytes) -> LedgerDescriptor:
-        """See DirectoryStorage.create_ledger; so for the methods below."""
-        return self.directory_for(ledger_id).create_ledger(ledger_id, master_key)
-
-    def set_master_key(self, descriptor: LedgerDescriptor, master_key: bytes) -> None:
-        descriptor.directory.set_master_key(descriptor, master_key)
-
-    def set_fenced(self, descriptor: LedgerDescriptor) -> None:
-        descriptor.directory.set_fenced(descriptor)
-
-    def set_explicit_lac(self, descriptor: LedgerDescriptor, packet: bytes) -> None:
-        descriptor.directory.set_explicit_lac(descriptor, packet)
-
-    def delete_ledger(self, ledger_id: int) -> None:
-        self.directory_for(ledger_id).delete_ledger(ledger_id)
-
     def replay(self, records: Sequence[JournalRecord]) -> None:
         """Take journal records over, in order, before anything else is served. Blocks when it flushes.
 
@@ -151,17 +138,17 @@ class LedgerStorage:
             descriptor = self.ledger(ledger_id)
             if kind is RecordKind.LEDGER_KEY:
                 if descriptor is None:
-                    self.create_ledger(ledger_id, value)
+                    self.directory_for(ledger_id).create_ledger(ledger_id, value)
                 else:
-                    self.set_master_key(descriptor, value)
+                    descriptor.directory.set_master_key(descriptor, value)
             elif descriptor is None:
                 continue
             elif kind is RecordKind.ENTRY:
                 self._replay_entry(descriptor, entry_id, body)
             elif kind is RecordKind.FENCE:
-                self.set_fenced(descriptor)
+                descriptor.directory.set_fenced(descriptor)
             elif kind is RecordKind.EXPLICIT_LAC:
-                self.set_explicit_lac(descriptor, value)
+                descriptor.directory.set_explicit_lac(descriptor, value)
 
     def flush_all(self) -> None:
         """Make everything durable at once, without the threads: for the start. Raises OSError."""

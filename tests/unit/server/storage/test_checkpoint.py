@@ -78,7 +78,9 @@ class Bookie:
 
     def add(self, entry: bytes) -> None:
         ledger_id, entry_id = (int.from_bytes(entry[at : at + 8], "big") for at in (0, 8))
-        descriptor = self.storage.ledger(ledger_id) or self.storage.create_ledger(ledger_id, KEY)
+        descriptor = self.storage.ledger(ledger_id) or self.storage.directory_for(ledger_id).create_ledger(
+            ledger_id, KEY
+        )
         cache = descriptor.directory.active
         start = cache.used
         assert cache.put(ledger_id, entry_id, entry)
@@ -88,13 +90,13 @@ class Bookie:
     def fence(self, ledger_id: int) -> None:
         descriptor = self.storage.ledger(ledger_id)
         assert descriptor is not None
-        self.storage.set_fenced(descriptor)
+        descriptor.directory.set_fenced(descriptor)
         self._journal(journal_format.fence_record(ledger_id))
 
     def set_explicit_lac(self, ledger_id: int, packet: bytes) -> None:
         descriptor = self.storage.ledger(ledger_id)
         assert descriptor is not None
-        self.storage.set_explicit_lac(descriptor, packet)
+        descriptor.directory.set_explicit_lac(descriptor, packet)
         self._journal(journal_format.explicit_lac_record(ledger_id, packet))
 
     def read(self, ledger_id: int, entry_id: int) -> bytes | Exception | None:
@@ -267,7 +269,7 @@ async def test_t1_a_checkpoint_without_entries_still_carries_fence_key_and_expli
         await bookie.checkpointer.checkpoint()
         bookie.fence(5)
         bookie.set_explicit_lac(5, b"packet")
-        bookie.storage.create_ledger(6, KEY)
+        bookie.storage.directory_for(6).create_ledger(6, KEY)
         await bookie.acknowledged()
         mark = bookie.journal.mark()
         await bookie.checkpointer.checkpoint()
