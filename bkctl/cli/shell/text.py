@@ -27,7 +27,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def metadata_text(metadata: LedgerMetadata) -> str:
-    """As upstream prints it, with the password."""
+    """As upstream prints it, with the password; custom metadata by key, not in a hash map's order."""
     parts: list[tuple[str, object]] = [
         ("formatVersion", metadata.format_version),
         ("ensembleSize", metadata.ensemble_size),
@@ -41,7 +41,7 @@ def metadata_text(metadata: LedgerMetadata) -> str:
         digest = metadata.digest_type.name if metadata.digest_type is not None else "null"
         parts += [("digestType", digest), ("password", _base64(metadata.password))]
     ensembles = {str(s.first_entry_id): f"[{', '.join(s.ensemble)}]" for s in metadata.segments}
-    custom = {key: _base64(value) for key, value in metadata.custom_metadata.items()}
+    custom = {key: _base64(value) for key, value in sorted(metadata.custom_metadata.items())}
     parts += [("ensembles", _map_text(ensembles)), ("customMetadata", _map_text(custom))]
     return f"LedgerMetadata{{{', '.join(f'{key}={value}' for key, value in parts)}}}"
 
