@@ -1,5 +1,6 @@
 """`bkctl index`: where a bookie on this machine keeps its entries, and whether that is right."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from bkctl.cli.app import group
 from bkctl.cli.arguments import LedgerArgument, parse_ledger_id, parse_ledger_range
 from bkctl.cli.bookie_options import ConfFile, Indexes, Ledgers, bookie_directories
 from bkctl.cli.confirm import note
+from bkctl.cli.event_loop import termination_signals
 from bkctl.cli.exit_codes import ExitCode
 from bkctl.cli.options import global_options
 from bkctl.cli.progress import progress
@@ -174,9 +176,13 @@ def _found(
 
 @contextmanager
 def _counting(title: str) -> Iterator[Callable[[int], None]]:
-    """Yields `counted(entries)`, which shows progress and heeds --timeout."""
+    """Yields `counted(entries)`, which shows progress and heeds --timeout. SIGTERM ends in order."""
     timeout_s, start = global_options().timeout_s, time.monotonic()
-    with progress(title, None) as update:
+
+    def on_termination(_number: int, _frame: Any) -> None:
+        raise SystemExit(ExitCode.TERMINATED)  # not an Exception: no handler on the way takes it for one
+
+    with progress(title, None) as update, _handler(on_termination):
 
         def counted(count: int) -> None:
             passed_s = time.monotonic() - start
@@ -185,6 +191,16 @@ def _counting(title: str) -> Iterator[Callable[[int], None]]:
             update(count, f"{count:,} entries, {count / max(passed_s, 0.001):,.0f}/s")
 
         yield counted
+
+
+@contextmanager
+def _handler(on_termination: Callable[[int, Any], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, on_termination) for number in termination_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _ledger_row(index: "Index", ledger_id: int, with_key: bool) -> Row | None:

@@ -20,7 +20,7 @@ from bkctl.formats.index import LEDGER_KEY_BYTES, ledger_key
 from bkctl.offline.indexes import RECORD, Index, Locations, entry_of
 from bkctl.server.storage.fs import Fs
 
-_PIECE_RECORDS = 1 << 18  # sorted at once; some 20 MiB
+_PIECE_RECORDS = 1 << 17  # sorted at once; 8 MiB, and two of them at a time
 _WINDOW_BYTES = 64 << 10
 _DENSE_RECORDS = 16  # so many records in a window are read with it, fewer one by one
 _ENTRY_HEAD = Struct(">i16s")  # size, key

@@ -1,6 +1,9 @@
 """`bkctl index` and `bkctl bookie files` on disks that Apache BookKeeper wrote, whole and damaged."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +210,25 @@ def test_each_file_has_its_type_and_the_id_in_its_name(bkctl: Bkctl, tmp_path: P
         assert {(row["type"], row["size_bytes"]) for row in rows} == {(kind, 3)}
     assert bkctl("bookie", "files", "-l", str(tmp_path / "b"), "--type", "idx").code == 2
     assert bkctl("bookie", "files", "-j", str(tmp_path / "none")).code == 3
+
+
+def test_termination_leaves_no_temporary_directory(
+    bkctl: Bkctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    current = copied(tmp_path, DB)
+
+    def killed(*_: object) -> Iterator[None]:
+        assert len(list(temporary.iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr("bkctl.offline.index_check.IndexCheck._confirmed", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        bkctl("index", "verify", "-l", str(current))
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert list(temporary.iterdir()) == []
