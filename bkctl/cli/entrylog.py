@@ -94,6 +94,7 @@ def _log_row(log: "LogFile") -> Row:
 def show(log: LogArgument, conf: ConfFile = None, ledgers: Ledgers = None) -> None:
     """Show the ledgers in a log and their bytes, size fields included; a note tells what the header says.
 
+    The log is named by its path or, with -l or -c, by its id: 26 (decimal), 0x1a or 1a.log.
     `source`: the ledgers map, or for a log without a readable one a scan of its entries.
     """
     path = _log_path(log, conf, ledgers)
@@ -155,6 +156,7 @@ def dump(
 ) -> None:
     """Show the entries of a log, one row each; on a terminal as a table, else as lines of JSON.
 
+    The log is named by its path or, with -l or -c, by its id: 26 (decimal), 0x1a or 1a.log.
     `position` is that of a location in the index: of the entry itself, four bytes behind its size field
     (Java's `readlog` shows that of the size field). Exit code 7 at damage; an entry that the end of the
     file cuts off is not shown.
@@ -214,6 +216,7 @@ def verify(
 ) -> None:
     """Check every entry, its digest as far as that can be told, and the ledgers map against the entries.
 
+    Logs are named by their paths or, with -l or -c, by their ids: 26 (decimal), 0x1a or 1a.log.
     A log that is not sealed may end in a torn entry, after a crash: not damage. `digests_unknown`: MAC
     without its password, DUMMY, or nothing of the ledger fits. Exit code 7 for damage.
     """

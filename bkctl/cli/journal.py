@@ -171,7 +171,8 @@ def dump(
 ) -> None:
     """Show the records of a journal file, one row each; on a terminal as a table, else as lines of JSON.
 
-    `position` is that of the record's length field, `size` what the length says. Exit code 7 at damage.
+    The file is named by its path or, with -j or -c, by its id: 26 (decimal), 0x1a or 1a.txn. `position`
+    is that of the record's length field, `size` what the length says. Exit code 7 at damage.
     """
     from bkctl.offline.files import file_status
     from bkctl.offline.journals import records
@@ -244,6 +245,7 @@ def verify(
 ) -> None:
     """Check every record, and the digests of entries as far as they can be told.
 
+    Files are named by their paths or, with -j or -c, by their ids: 26 (decimal), 0x1a or 1a.txn. None: all.
     A torn tail is what a crash leaves: not damage. `lost_bytes` cannot be read; what is behind the first
     damage (`records_behind`, `ledgers_behind`) may be whole, but a start of the bookie does not reach it.
     `digests_unknown`: MAC without its password, DUMMY, or nothing of the ledger fits. Exit code 7 for damage.
