@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bkctl.client.blocking import BlockingBookKeeper
 from bkctl.errors import BadInputError, IncorrectParameterError, LedgerExistsError, NoClusterError
 from bkctl.formats import layout as layout_format
 from bkctl.formats import service_uri
@@ -19,8 +20,10 @@ from bkctl.metadata.cluster import nuke_cluster
 from bkctl.metadata.ledger_ids import LedgerIdGenerator
 from bkctl.metadata.store import MetadataStore
 from bkctl.types import BookieId, EntryId, LedgerId, LedgerMetadata, Segment
-from tests.integration.bookies import bkctl
-from tests.interop.apache import Apache, JavaClient, JavaDriver, JavaError
+from tests.integration.bookies import BookieProcess, bkctl
+from tests.interop.apache import Apache, JavaBookie, JavaClient, JavaDriver, JavaError, running
+from tests.interop.bkctl_bookies import assert_no_traceback
+from tests.interop.payload import digest, expected, payload
 from tests.interop.stored import as_java, opened, rows, stored_tree
 from tests.zookeeper_server import ZooKeeperServer, free_port
 
@@ -158,6 +161,35 @@ async def test_both_forget_a_cluster_that_the_other_nuked(
     assert driver.call("init_cluster", uri=uri) is True
     async with opened(uri) as store:
         assert await _ranges(store) == []
+
+
+@pytest.mark.parametrize(
+    ("maker", "layout"), [("bkctl", "longhierarchical"), ("bkctl", "flat"), ("java", "flat")]
+)
+def test_cluster_of_one_side_serves_bookies_of_the_other_and_both_clients(
+    apache: Apache, driver: JavaDriver, new_uri: Callable[..., str], tmp_path: Path, maker: str, layout: str
+) -> None:
+    uri = new_uri(layout)
+    bookie: JavaBookie | BookieProcess
+    if maker == "bkctl":
+        rows("cluster", "init", "-u", uri)
+        bookie = JavaBookie(apache, uri, tmp_path, "b1")
+    else:
+        driver.call("init_cluster", uri=uri)
+        bookie = BookieProcess(uri, tmp_path, "b1")
+    with running([bookie]), _java(driver, uri) as java, BlockingBookKeeper(uri) as ours:
+        one = {"ensemble_size": 1, "write_quorum_size": 1, "ack_quorum_size": 1}
+        with ours.create_ledger(**one) as writer:
+            writer.append_many([payload(n, 10) for n in range(10)])
+        java.call("open", handle="r", id=writer.ledger_id)
+        assert java.call("read", handle="r", first=0, last=9)["sha256"] == expected(0, 9, 10)
+        made = java.call("create", handle="w", ensemble=1, write=1, ack=1)
+        java.call("add", handle="w", count=10, size=10)
+        found = ours.open_ledger(made["id"]).read(EntryId(0), EntryId(9))
+        assert digest((e.entry_id, bytes(e.payload)) for e in found) == expected(0, 9, 10)
+        assert java.call("ledgers") == [writer.ledger_id, made["id"]]
+    if isinstance(bookie, BookieProcess):
+        assert_no_traceback([bookie])
 
 
 # -- URIs ----------------------------------------------------------------------------------------
