@@ -17,6 +17,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from bkctl.errors import CorruptDataError, NotFoundError
+from bkctl.formats import entry_log as log_format
 from bkctl.formats import index as db_format
 from bkctl.formats import index_file as idx_format
 from bkctl.formats.index import LedgerData
@@ -81,9 +82,11 @@ class Index(Protocol):
 def find_indexes(directories: BookieDirectories) -> list[Index]:
     """Every index of a bookie; none for one that has stored nothing yet.
 
-    Raises NotFoundError for a directory that holds nothing of a bookie.
+    Raises NotFoundError for a directory that holds nothing of a bookie, CorruptDataError for one with
+    entries and no index of them.
     """
     found: list[Index] = []
+    bare: list[tuple[Path, Path]] = []
     for position, directory in enumerate(directories.indexes):
         here: list[Index] = []
         if any((directory / name).is_dir() for name in ("ledgers", "locations")):
@@ -92,8 +95,23 @@ def find_indexes(directories: BookieDirectories) -> list[Index]:
             here.append(IdxIndex(directory, directories.ledgers))
         if not here and not (directory / "VERSION").exists():
             raise NotFoundError(f"{directory} is no bookie's: there is no index in it, and no VERSION")
+        if not here:
+            bare.append((directory, directories.ledgers[position]))
         found += here
+    if not any(index.kind == "idx" for index in found):  # those may be in any directory
+        for directory, log_directory in bare:
+            _check_empty(directory, log_directory)
     return found
+
+
+def _check_empty(directory: Path, log_directory: Path) -> None:
+    for path in _files(log_directory):
+        is_log = log_format.parse_file_name(path.name) is not None
+        if is_log and _size_bytes(path) > log_format.HEADER_BYTES:
+            raise CorruptDataError(
+                f"{directory} has no index of the entries in {path}: neither RocksDB nor .idx files; "
+                "name its index directory with -i, or mount it"
+            )
 
 
 def entry_of(record: bytes) -> tuple[int, int, int]:

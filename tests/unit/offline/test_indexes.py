@@ -63,6 +63,20 @@ def test_a_bookie_that_stored_nothing_has_no_index_and_a_foreign_directory_is_re
         indexes_of(tmp_path)
 
 
+@pytest.mark.parametrize("disk", [DB, IDX])
+def test_entries_without_any_index_are_not_taken_for_an_empty_bookie(
+    tmp_path: Path, disk: tuple[str, ...]
+) -> None:
+    current = copied(tmp_path, disk)
+    for name in ("ledgers", "locations", "0"):
+        shutil.rmtree(current / name, ignore_errors=True)
+    with pytest.raises(CorruptDataError, match="has no index of the entries in"):
+        indexes_of(current)
+    for log in current.glob("*.log"):
+        log.write_bytes(log.read_bytes()[:1024])
+    assert indexes_of(current) == []
+
+
 def test_t2_the_longer_key_of_a_rebuilt_ledger_wins(tmp_path: Path) -> None:
     current = copied(tmp_path, DB)
     rebuilt = fmt.LedgerData(True, b"")
