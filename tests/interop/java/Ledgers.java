@@ -173,7 +173,10 @@ final class Ledgers {
         int batches = 0;
         switch (arguments.path("how").asText("sync")) {
             case "sync":
-                take(handle.readEntries(first, last), digest, bodies);
+                long chunk = arguments.path("chunk").asLong(last - first + 1);
+                for (long from = first; from <= last; from += chunk) {
+                    take(handle.readEntries(from, Math.min(last, from + chunk - 1)), digest, bodies);
+                }
                 break;
             case "callback":
                 CompletableFuture<Enumeration<LedgerEntry>> done = new CompletableFuture<>();
