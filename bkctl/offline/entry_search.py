@@ -34,6 +34,9 @@ def next_entry(read: Read, position: int, file_bytes: int, known: KnownDigests) 
     """File offset of the size field of the next whole entry from `position` on; None: there is none."""
     while position + _HEAD.size <= file_bytes:
         window = read(position, _WINDOW_BYTES + _HEAD.size)
+        if window.count(0) == len(window):  # reserved space, maybe gigabytes of it
+            position += _WINDOW_BYTES
+            continue
         for match in _PLAUSIBLE.finditer(window, 0, len(window)):
             at = match.start()
             if at + _HEAD.size <= len(window) and _is_entry(

@@ -267,7 +267,8 @@ class _Check:
         if self._version < fmt.VERSION_PADDED:
             return entry_at
         at = position + fmt.SECTOR_BYTES - position % fmt.SECTOR_BYTES
-        while at < (self._file_bytes if entry_at is None else entry_at):
+        search_end = data_end(self._read, at, self._file_bytes) if entry_at is None else entry_at
+        while at < search_end:
             group_at = fmt.find_groups(self._read(at, 2 * _SEARCH_BYTES), self._version)
             if group_at is not None:
                 return at + group_at if entry_at is None else min(entry_at, at + group_at)
