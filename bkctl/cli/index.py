@@ -322,8 +322,11 @@ def _summary(
     for directory in directories.ledgers:
         if (directory / "DIRTY").exists() and not check.in_use:
             note(f"{directory} was not closed in order: entries that only the journal has are not checked")
+    limit = global_options().limit
+    if limit is not None and count >= limit:
+        note(f"stopped after --limit {limit}: what follows was not checked")
     rate = f", {check.entry_count / max(passed_s, 0.001):,.0f}/s" if check.entry_count else ""
     note(
-        f"{'nothing wrong' if not count else f'{count} things wrong'}: {check.ledger_count} ledgers, "
+        f"{f'{count} wrong' if count else 'nothing wrong'}: {check.ledger_count} ledgers, "
         f"{check.entry_count} entries, {len(found)} indexes{rate}"
     )

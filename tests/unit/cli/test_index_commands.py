@@ -105,12 +105,14 @@ def test_verify_lists_damage_and_exits_7(bkctl: Bkctl, tmp_path: Path) -> None:
             "problem": "entry_mismatch", "directory": str(current), "ledger_id": 0, "entry_id": 4,
             "log_id": 0, "position": 1029, "detail": rows[1]["detail"],
         }  # fmt: skip
-        assert "3 things wrong" in result.err
+        assert "3 wrong: " in result.err
         assert [row["ledger_id"] for row in items(bkctl(*verify, "--only", "ledgers"), 7)] == [2]
         assert [row["ledger_id"] for row in items(bkctl(*verify, "--only", "locations"), 7)] == [0, 15]
         assert len(items(bkctl(*verify, "--ledger", "0"), 7)) == 1
         assert items(bkctl(*verify, "--ledger", "1")) == []
-        assert len(items(bkctl(*verify, "--limit", "1"), 7)) == 1
+        result = bkctl(*verify, "--limit", "1")
+        assert len(items(result, 7)) == 1
+        assert "stopped after --limit 1" in result.err
         assert bkctl(*verify, "--only", "everything").code == 2
 
 
