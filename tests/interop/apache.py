@@ -69,7 +69,11 @@ def resolve() -> Apache:
         _run("mvn", "-q", "-B", "-f", str(_HERE / "pom.xml"), *select_profile,
              "dependency:copy-dependencies", f"-DoutputDirectory={made / 'lib'}")  # fmt: skip
         _run("javac", "-d", str(made / "classes"), "-cp", str(made / "lib" / "*"), *map(str, sources))
-        made.rename(home)
+        try:
+            made.rename(home)
+        except OSError:  # another run was faster
+            assert home.exists()
+            shutil.rmtree(made)
     [server] = (home / "lib").glob("bookkeeper-server-*.jar")
     version = server.stem.removeprefix("bookkeeper-server-")
     return Apache(version, f"{home / 'classes'}:{home / 'lib'}/*")
