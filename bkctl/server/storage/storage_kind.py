@@ -40,8 +40,9 @@ def check_storage_kind(ledger_current: Path, index_current: Path, fs: Fs) -> Non
             log = _log_with_entries(ledger_current, fs)
             if log is not None:
                 raise BookieStartError(
-                    f"{log} has entries but {index_current / name} has no index of them; bring it back, check"
-                    " indexDirectories, or format this bookie and re-replicate its ledgers"
+                    f"{log} has entries but {index_current / name} has no index of them: it is lost, or"
+                    " another ledger storage wrote them; bring it back, check indexDirectories, convert them with"
+                    " 'bookkeeper shell convert-to-db-storage', or format this bookie"
                 )
 
 
