@@ -41,7 +41,7 @@ def check_storage_kind(ledger_current: Path, index_current: Path, fs: Fs) -> Non
             if log is not None:
                 raise BookieStartError(
                     f"{log} has entries but {index_current / name} has no index of them: it is lost, or"
-                    " another ledger storage wrote them; bring it back, check indexDirectories, convert them with"
+                    " another ledger storage wrote them; bring it back, check indexDirectories, run"
                     " 'bookkeeper shell convert-to-db-storage', or format this bookie"
                 )
 
