@@ -315,7 +315,15 @@ async def _registered(store: "MetadataStore", bookie_id: "BookieId") -> dict[str
     return {
         "address": None if address is None else str(address),
         "endpoints": [
-            {"id": e.id, "protocol": e.protocol, "host": e.host, "port": e.port} for e in info.endpoints
+            {
+                "id": e.id,
+                "protocol": e.protocol,
+                "host": e.host,
+                "port": e.port,
+                "auth": list(e.auth),
+                "extensions": list(e.extensions),
+            }
+            for e in info.endpoints
         ],
         "properties": dict(info.properties),
     }

@@ -175,7 +175,8 @@ def registered_bookies(uri: str) -> Iterator[None]:
             await store.cookies.create(bookie_id, make_cookie(bookie_id, ["/j"], ["/l"], "instance"))
         for bookie_id, readonly in ((ENSEMBLE[0], False), (ENSEMBLE[1], True)):
             host, _, port = bookie_id.partition(":")
-            info = BookieServiceInfo((Endpoint("bookie", host, int(port), "bookie-rpc"),), {"version": "1"})
+            endpoint = Endpoint("bookie", host, int(port), "bookie-rpc", ("sasl",), ("tls",))
+            info = BookieServiceInfo((endpoint,), {"version": "1"})
             manager = RegistrationManager(store.tree, store.root)
             await manager.register(bookie_id, info, readonly=readonly)
         ready.set()
@@ -212,6 +213,21 @@ def test_bookies_are_listed_by_state(bkctl: Bkctl, uri: str, bookies: None) -> N
     ]
     for flag, bookie_id in (("--rw", ENSEMBLE[0]), ("--ro", ENSEMBLE[1]), ("--lost", ENSEMBLE[2])):
         assert bkctl("bookie", "list", flag, "-u", uri, "-o", "name").out == f"{bookie_id}\n"
+
+
+def test_a_bookie_is_listed_with_everything_that_it_publishes(bkctl: Bkctl, uri: str, bookies: None) -> None:
+    (row,) = items(bkctl, "bookie", "list", "--rw", "-u", uri)
+    assert row["properties"] == {"version": "1"}
+    assert row["endpoints"] == [
+        {
+            "id": "bookie",
+            "protocol": "bookie-rpc",
+            "host": "10.0.0.1",
+            "port": 3181,
+            "auth": ["sasl"],
+            "extensions": ["tls"],
+        }
+    ]
 
 
 def test_status_is_unhealthy_while_a_bookie_is_lost(bkctl: Bkctl, uri: str, bookies: None) -> None:
