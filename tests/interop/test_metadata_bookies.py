@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bkctl.client.bookkeeper import BookKeeper
 from bkctl.errors import BadVersionError
 from bkctl.formats import cookie as cookie_format
-from bkctl.metadata.registration import BookieSets
+from bkctl.formats.service_info import BookieServiceInfo, Endpoint
+from bkctl.metadata.registration import BookieSets, RegistrationManager
 from bkctl.types import BookieId
 from tests.integration.bookies import BookieProcess, bkctl, wait_until
 from tests.interop.apache import Apache, JavaBookie, JavaClient, JavaDriver, JavaError, running
@@ -118,6 +120,46 @@ async def test_registrations_of_both_kinds_are_the_same_but_for_the_port(mixed: 
             assert varint[: 3 if port >> 14 else 2] in written
             published.append((len(written), written.replace(varint, b"PORT")))
         assert published[0] == published[1]
+
+
+_ENDPOINTS: list[dict[str, Any]] = [
+    {"id": "bookie", "protocol": "bookie-rpc", "host": "bk-1.example", "port": 3181,
+     "auth": ["sasl", "other"], "extensions": ["tls"]},
+    {"id": "httpserver", "protocol": "http", "host": "0.0.0.0", "port": 65535, "auth": [], "extensions": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", ["rw", "ro"])
+async def test_everything_that_one_publishes_is_read_by_the_other(
+    driver: JavaDriver, new_cluster: Callable[..., str], state: str
+) -> None:
+    uri = new_cluster()
+    properties = {"autoRecovery": "grün"}
+    published: dict[str, Any] = {"endpoints": _ENDPOINTS, "properties": properties}
+    info = BookieServiceInfo(tuple(_endpoint(shown) for shown in _ENDPOINTS), properties)
+    async with opened(uri) as store:
+        registration = RegistrationManager(store.tree, store.root)
+        await registration.register(BookieId("ours"), info, readonly=state == "ro")
+        driver.call("register_bookie", uri=uri, bookie="theirs", readonly=state == "ro", **published)
+        client = driver.client(uri, uri)
+        for name in ("ours", "theirs"):
+            assert client.call("service_info", bookie=name) == published
+        nodes = await stored_tree(store, f"{store.root}/available")
+        parent = "/readonly" if state == "ro" else ""
+        assert nodes[f"{parent}/ours"] == nodes[f"{parent}/theirs"]
+        found = rows("bookie", "list", "-u", uri)
+        assert [(row["bookie_id"], row["state"]) for row in found] == [("ours", state), ("theirs", state)]
+        for row in found:
+            assert {key: row[key] for key in published} == published
+            assert row["address"] == "bk-1.example:3181"
+        driver.call("leave", bookie="theirs")
+        await registration.unregister()
+        client.close()
+        assert rows("bookie", "list", "-u", uri) == []
+
+
+def _endpoint(shown: dict[str, Any]) -> Endpoint:
+    return Endpoint(**shown | {"auth": tuple(shown["auth"]), "extensions": tuple(shown["extensions"])})
 
 
 @pytest.mark.parametrize("name", ["bkctl-rw", "java-rw"])

@@ -93,6 +93,8 @@ final class Admin {
                 shown.put("protocol", endpoint.getProtocol());
                 shown.put("host", endpoint.getHost());
                 shown.put("port", endpoint.getPort());
+                shown.put("auth", endpoint.getAuth());
+                shown.put("extensions", endpoint.getExtensions());
                 endpoints.add(shown);
             });
             Map<String, Object> answer = new LinkedHashMap<>();

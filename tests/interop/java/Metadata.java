@@ -3,6 +3,7 @@ import java.net.URI;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Base64;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -16,11 +17,14 @@ import org.apache.bookkeeper.client.LedgerMetadataBuilder;
 import org.apache.bookkeeper.client.api.DigestType;
 import org.apache.bookkeeper.client.api.LedgerMetadata;
 import org.apache.bookkeeper.conf.ServerConfiguration;
+import org.apache.bookkeeper.discover.BookieServiceInfo;
 import org.apache.bookkeeper.meta.LedgerIdGenerator;
 import org.apache.bookkeeper.meta.LedgerManager;
+import org.apache.bookkeeper.meta.MetadataBookieDriver;
 import org.apache.bookkeeper.meta.MetadataDrivers;
 import org.apache.bookkeeper.meta.zk.ZKMetadataDriverBase;
 import org.apache.bookkeeper.net.BookieId;
+import org.apache.bookkeeper.stats.NullStatsLogger;
 import org.apache.bookkeeper.versioning.LongVersion;
 import org.apache.bookkeeper.versioning.Version;
 import org.apache.bookkeeper.versioning.Versioned;
@@ -29,6 +33,7 @@ import org.apache.bookkeeper.versioning.Versioned;
 final class Metadata {
     private final Clients clients;
     private final Map<Long, List<Object>> seen = new ConcurrentHashMap<>();
+    private final Map<String, MetadataBookieDriver> registered = new HashMap<>();
 
     Metadata(Clients clients) {
         this.clients = clients;
@@ -44,6 +49,8 @@ final class Metadata {
         operations.put("draw_ids", this::drawIds);
         operations.put("parse_uri", this::parseUri);
         operations.put("make_cookie", this::makeCookie);
+        operations.put("register_bookie", this::registerBookie);
+        operations.put("leave", this::leave);
     }
 
     private LedgerManager manager(JsonNode arguments) {
@@ -204,6 +211,33 @@ final class Metadata {
             cookie.setInstanceId(arguments.get("instance_id").asText());
         }
         return cookie.build().toString();
+    }
+
+    /** {uri, bookie, readonly, endpoints, properties}: a registration without a bookie, until `leave`. */
+    private Object registerBookie(JsonNode arguments) throws Exception {
+        ServerConfiguration configuration = new ServerConfiguration();
+        configuration.setMetadataServiceUri(arguments.get("uri").asText());
+        MetadataBookieDriver driver =
+                MetadataDrivers.getBookieDriver(URI.create(arguments.get("uri").asText()));
+        driver.initialize(configuration, NullStatsLogger.INSTANCE);
+        registered.put(arguments.get("bookie").asText(), driver);
+        List<BookieServiceInfo.Endpoint> endpoints = new ArrayList<>();
+        arguments.get("endpoints").forEach(endpoint -> endpoints.add(new BookieServiceInfo.Endpoint(
+                endpoint.get("id").asText(), endpoint.get("port").asInt(), endpoint.get("host").asText(),
+                endpoint.get("protocol").asText(), List.of(texts(endpoint.get("auth"))),
+                List.of(texts(endpoint.get("extensions"))))));
+        Map<String, String> properties = new LinkedHashMap<>();
+        arguments.get("properties").fields().forEachRemaining(
+                property -> properties.put(property.getKey(), property.getValue().asText()));
+        driver.createRegistrationManager().registerBookie(
+                BookieId.parse(arguments.get("bookie").asText()), arguments.path("readonly").asBoolean(),
+                new BookieServiceInfo(properties, endpoints));
+        return true;
+    }
+
+    private Object leave(JsonNode arguments) throws Exception {
+        registered.remove(arguments.get("bookie").asText()).close();
+        return true;
     }
 
     private static String[] texts(JsonNode array) {
