@@ -28,10 +28,10 @@ from tests.integration.bookies import BookieProcess, numbered, wait_until
 from tests.interop.apache import Apache, JavaBookie, JavaClient, JavaDriver
 from tests.interop.payload import digest, expected, payload
 
-_NAME = BookieId("b1")
+NAME = BookieId("b1")
 PASSWORD = b"pw"
 KEY, WRONG_KEY = master_key(PASSWORD), master_key(b"wrong")
-_PASSWORD_TEXT = "cHc="  # PASSWORD, as the driver wants it
+PASSWORD_TEXT = "cHc="  # PASSWORD, as the driver wants it
 _DIGESTER = Digester(DigestType.CRC32C, PASSWORD)
 _BULK_ENTRIES = 1_000_000  # more than anybody writes before the kill
 _ONE = {"ensemble": 1, "write": 1, "ack": 1}
@@ -118,7 +118,7 @@ class Disks:
 async def _resolved(uri: str) -> str:
     store = await MetadataStore.open(uri)
     try:
-        return str(await store.registration.resolve(_NAME))
+        return str(await store.registration.resolve(NAME))
     except BkctlError:
         return ""
     finally:
@@ -148,9 +148,9 @@ def disks(
     if several:
         shared["indexDirectories"] = ",".join(map(str, numbered(home, "index", count)))
     java_settings = {**shared, "flushInterval": 600_000}
-    java = JavaBookie(apache, uri, home, _NAME, java_settings, journals=count, ledgers=count)
+    java = JavaBookie(apache, uri, home, NAME, java_settings, journals=count, ledgers=count)
     ours = [f"{key}={value}" for key, value in {**shared, "flushInterval": flush_ms}.items()]
-    bkctl = BookieProcess(uri, home, _NAME, ours, journals=count, ledgers=count)
+    bkctl = BookieProcess(uri, home, NAME, ours, journals=count, ledgers=count)
     made = Disks(java, bkctl, uri, driver, numbered(home, "journal", count), numbered(home, "ledgers", count))
     try:
         yield made
@@ -174,11 +174,11 @@ def write(disks: Disks) -> None:
     with disks.clients() as (java, ours):
         disks.kept += [_left_open_by_java(disks, java), _left_open_by_bkctl(disks, ours)]
         disks.kept += [_fenced_by_bkctl(java, ours), _fenced_by_java(java, ours)]
-        disks.kept += [_closed_by_java(java), _closed_by_bkctl(ours)]
+        disks.kept += [closed_by_java(java), closed_by_bkctl(ours)]
 
 
 def _left_open_by_java(disks: Disks, java: JavaClient) -> Kept:
-    ledger_id = java.call("create", handle="open", password=_PASSWORD_TEXT, **_ONE)["id"]
+    ledger_id = java.call("create", handle="open", password=PASSWORD_TEXT, **_ONE)["id"]
     assert java.call("add", handle="open", count=20)["acked"] == 20
     return Kept(ledger_id, 19, open=True, explicit_lac=_write_lac(disks, ledger_id, 19))
 
@@ -201,7 +201,7 @@ def _write_lac(disks: Disks, ledger_id: int, lac: int) -> bytes:
 
 
 def _fenced_by_bkctl(java: JavaClient, ours: BlockingBookKeeper) -> Kept:
-    ledger_id = java.call("create", handle="fenced", password=_PASSWORD_TEXT, **_ONE)["id"]
+    ledger_id = java.call("create", handle="fenced", password=PASSWORD_TEXT, **_ONE)["id"]
     assert java.call("add", handle="fenced", count=5)["acked"] == 5
     with ours.open_ledger(ledger_id, PASSWORD) as reader:
         assert reader.last_add_confirmed == 4
@@ -212,22 +212,22 @@ def _fenced_by_bkctl(java: JavaClient, ours: BlockingBookKeeper) -> Kept:
 def _fenced_by_java(java: JavaClient, ours: BlockingBookKeeper) -> Kept:
     writer = ours.create_ledger(password=PASSWORD, **_ONE_OF_OURS)
     writer.append_many([payload(n, 100) for n in range(5)])
-    opened = java.call("open", handle="r", id=writer.ledger_id, password=_PASSWORD_TEXT, recovery=True)
+    opened = java.call("open", handle="r", id=writer.ledger_id, password=PASSWORD_TEXT, recovery=True)
     assert opened["lac"] == 4
     return Kept(writer.ledger_id, 4, fenced=True)
 
 
-def _closed_by_java(java: JavaClient) -> Kept:
-    ledger_id = java.call("create", handle="closed", password=_PASSWORD_TEXT, **_ONE)["id"]
+def closed_by_java(java: JavaClient) -> Kept:
+    ledger_id = java.call("create", handle="closed", password=PASSWORD_TEXT, **_ONE)["id"]
     assert java.call("add", handle="closed", count=800, size=1000)["acked"] == 800
     java.call("close", handle="closed")
     return Kept(ledger_id, 799, size=1000)
 
 
-def _closed_by_bkctl(ours: BlockingBookKeeper) -> Kept:
+def closed_by_bkctl(ours: BlockingBookKeeper, *, entries: int = 800, size: int = 1000) -> Kept:
     with ours.create_ledger(password=PASSWORD, **_ONE_OF_OURS) as writer:
-        writer.append_many([payload(n, 1000) for n in range(800)])
-        return Kept(writer.ledger_id, 799, size=1000)
+        writer.append_many([payload(n, size) for n in range(entries)])
+        return Kept(writer.ledger_id, entries - 1, size=size)
 
 
 def write_until_killed(disks: Disks, threshold: int) -> None:
@@ -235,7 +235,7 @@ def write_until_killed(disks: Disks, threshold: int) -> None:
     name = f"killed-{id(disks)}-{threshold}"
     java = disks.driver.client(name, disks.uri)
     try:
-        ledger_id = java.call("create", handle="w", password=_PASSWORD_TEXT, **_ONE)["id"]
+        ledger_id = java.call("create", handle="w", password=PASSWORD_TEXT, **_ONE)["id"]
         java.call("start_adds", handle="w", count=_BULK_ENTRIES, size=300, outstanding=500)
 
         def kill() -> None:
@@ -291,7 +291,7 @@ def check(disks: Disks) -> None:
             if not kept.exact and not kept.end_unknown:
                 _recover(java, ours, kept)
             wanted = expected(0, kept.last, kept.size)
-            opened = java.call("open", handle="r", id=kept.ledger_id, password=_PASSWORD_TEXT)
+            opened = java.call("open", handle="r", id=kept.ledger_id, password=PASSWORD_TEXT)
             kept.open = opened["state"] != "CLOSED"
             assert kept.open or opened["last_entry_id"] >= kept.last, (kept, opened)
             if kept.explicit_lac is not None:
