@@ -118,7 +118,7 @@ def _dump(metadata: LedgerMetadata, path: Path) -> None:
     """The bytes of the metadata store; an older file stays until the new one is whole."""
     from bkctl.formats.ledger_metadata import encode
 
-    new = path.with_name(f"{path.name}.new")
+    new = path.parent / f"{path.name}.new"
     try:
         new.write_bytes(encode(metadata))
         os.replace(new, path)

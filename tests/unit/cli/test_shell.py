@@ -340,9 +340,11 @@ def test_metadata_is_dumped_to_a_file_as_it_is_stored(bkctl: Bkctl, uri: str, tm
     words = ["shell", "-q", "ledgermetadata", "-l", "0", "-u", uri, "-dumptofile"]
     assert bkctl(*words, str(file)) == Result(0, "", "")
     assert replace(ledger_metadata.decode(file.read_bytes()), creator_token=0) == metadata
-    result = bkctl(*words, str(tmp_path / "none" / "dump"))
-    assert (result.code, result.err.count("\n")) == (ExitCode.USAGE, 1)
-    assert sorted(path.name for path in tmp_path.glob("dump*")) == ["dump"]
+    (tmp_path / "dump-directory").mkdir()
+    for wrong in (tmp_path / "none" / "dump", tmp_path / "dump-directory", "."):
+        result = bkctl(*words, str(wrong))
+        assert (result.code, result.err.count("\n")) == (ExitCode.USAGE, 1)
+    assert sorted(path.name for path in tmp_path.glob("dump*")) == ["dump", "dump-directory"]
 
 
 @pytest.mark.parametrize("flags", ["-restorefromfile x", "-update"])
