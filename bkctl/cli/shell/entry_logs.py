@@ -8,8 +8,7 @@ import click
 import typer
 
 from bkctl.cli import entrylog
-from bkctl.cli.shell.finding import configured_directories, found_file, payload_form, with_id
-from bkctl.cli.shell.record_text import Body, entry_lines
+from bkctl.cli.shell.finding import Body, configured_directories, found_file, payload_form, with_id
 from bkctl.cli.shell.settings import configuration, new_form, shell_settings
 from bkctl.cli.shell.text import print_lines
 from bkctl.formats.entry_log import SIZE_BYTES
@@ -42,6 +41,8 @@ def readlog(
     ] = -1,
 ) -> None:
     """Show the entries of an entry log, digests unchecked."""
+    from bkctl.cli.shell.record_text import entry_lines
+
     settings = shell_settings()
     ledger_id = None if ledger is None else settings.parse_ledger_id(ledger)
     if (ledger_id is not None and start >= 0) or (ledger_id is None and entry_id >= 0) or end >= 0 > start:

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from bkctl.cli.bookie_options import bookie_directories
 from bkctl.cli.offline_files import PayloadForm, find_file
@@ -12,6 +14,8 @@ from bkctl.errors import BadInputError
 
 if TYPE_CHECKING:
     from bkctl.offline.directories import BookieDirectories
+
+Body = Annotated[bool, typer.Option("-m", "--msg", help="Also the body: digest and payload.")]
 
 
 def configured_conf() -> Path:

@@ -8,13 +8,13 @@ import typer
 from bkctl.cli.bookie_options import bookie_directories
 from bkctl.cli.journal import dump, mark
 from bkctl.cli.shell.finding import (
+    Body,
     configured_conf,
     configured_directories,
     found_file,
     payload_form,
     with_id,
 )
-from bkctl.cli.shell.record_text import Body, record_lines
 from bkctl.cli.shell.settings import configuration, new_form, shell_settings
 from bkctl.cli.shell.text import print_lines
 from bkctl.errors import BadInputError
@@ -31,6 +31,7 @@ def readjournal(
     body: Body = False,
 ) -> None:
     """Show the records of a journal."""
+    from bkctl.cli.shell.record_text import record_lines
     from bkctl.offline.journals import file_version, records
 
     conf = configuration()

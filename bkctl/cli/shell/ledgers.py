@@ -21,7 +21,6 @@ from bkctl.cli.shell.settings import (
     new_form,
     shell_settings,
 )
-from bkctl.cli.shell.stored_entries import read_stored
 from bkctl.cli.shell.text import metadata_text, payload_lines, print_lines
 from bkctl.errors import BadInputError
 from bkctl.formats.bookie_id import parse as parse_bookie_id
@@ -150,6 +149,8 @@ def readledger(
 
     With -b whole entries from one bookie, unverified; exit code 9 when it lacks some.
     """
+    from bkctl.cli.shell.stored_entries import read_stored
+
     ledger_id = shell_settings().parse_ledger_id(ledger)
     bookie_id = None if bookie is None else parse_bookie_id(bookie)
     if recover:

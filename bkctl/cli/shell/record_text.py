@@ -1,16 +1,11 @@
 """Entries and journal records as upstream's FormatUtil prints them."""
 
 from collections.abc import Iterator
-from typing import Annotated
-
-import typer
 
 from bkctl.cli.shell.settings import ShellSettings
 from bkctl.cli.shell.text import payload_lines
 from bkctl.formats.entry import HEADER, HEADER_BYTES
 from bkctl.formats.journal import JournalRecord, RecordKind
-
-Body = Annotated[bool, typer.Option("-m", "--msg", help="Also the body: digest and payload.")]
 
 
 def entry_lines(position: int, entry: bytes, settings: ShellSettings, *, body: bool) -> Iterator[str]:
