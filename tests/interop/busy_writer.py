@@ -10,7 +10,7 @@ from bkctl.types import EntryId
 from tests.interop.payload import payload
 
 SIZE = 100  # of each entry; what they hold is payload.py's
-PATIENCE_S = 30
+PATIENCE_S = 60
 _APPENDS_PER_TURN = 20
 
 
@@ -50,6 +50,7 @@ class BusyWriter:
         """Wait until so many adds are acknowledged."""
         async with asyncio.timeout(PATIENCE_S):
             while self.acked_count < count:
+                assert not self._task.done(), f"the writer ended: {await self.ended()}"
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> tuple[int, BkctlError | None]:
