@@ -193,7 +193,7 @@ def test_cluster_status_counts_what_java_counts(mixed: Mixed) -> None:
     ("journals", "ledgers", "indexes"),
     [
         (["/j"], ["/l"], None),
-        (["/j1", "/j2"], ["/l1", "/l2", "/l3"], ["/i"]),
+        (["/j2", "/j1"], ["/l2", "/l1", "/l3"], ["/i"]),
         (["data/journal"], ["relative/../ledgers"], ["/i 1", "/i'2"]),
         (['/with "quotes"'], ["/back\\slash", "/gr\u00f6\u00dfe"], None),
     ],
