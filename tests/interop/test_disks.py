@@ -10,7 +10,12 @@ import pytest
 from tests.interop.apache import Apache, JavaDriver
 from tests.interop.disks import check, disks, write, write_until_killed
 
-_SMALL_FILES = {"journalMaxSizeMB": 1, "logSizeLimit": 300_000, "journalMaxBackups": 0}
+_SMALL_FILES = {
+    "journalMaxSizeMB": 1,
+    "journalMaxBackups": 0,
+    "journalAlignmentSize": 4096,
+    "logSizeLimit": 300_000,
+}
 _FORMAT_5 = {"journalFormatVersionToWrite": 5, "fileInfoFormatVersionToWrite": 0}  # Java wants both
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "one directory of each kind, journal format 5": {"settings": _FORMAT_5},
@@ -49,6 +54,6 @@ def test_everything_acknowledged_is_there_after_kills_in_the_middle_of_writing(
             write(held)
             if "flushed" in case:
                 held.flush()
-            write_until_killed(held, dice.randrange(500, 5000))
+            write_until_killed(held, dice.randrange(500, 3000))
         held.start(held.java)
         check(held)
