@@ -3,14 +3,19 @@
 import hashlib
 import struct
 from collections.abc import Iterable
+from functools import cache
 
 _CYCLE = bytes((31 * j) % 256 for j in range(256))
 
 
 def payload(entry_id: int, size: int) -> bytes:
     """Byte j is (31 j + entry_id) mod 256."""
-    shifted = bytes((byte + entry_id) % 256 for byte in _CYCLE)
-    return (shifted * (size // 256 + 1))[:size]
+    return (_shifted(entry_id % 256) * (size // 256 + 1))[:size]
+
+
+@cache
+def _shifted(by: int) -> bytes:
+    return bytes((byte + by) % 256 for byte in _CYCLE)
 
 
 def digest(entries: Iterable[tuple[int, bytes]]) -> str:
