@@ -73,6 +73,7 @@ class BookieSettings:
     high_priority_bytes_min: int = _setting("minUsableSizeForHighPriorityWrites", 1 << 30, low=0)
 
     warnings: tuple[str, ...] = ()  # one line each: keys that have no effect here
+    refusals: tuple[str, ...] = ()  # one line each: why a bookie must not start with these settings
 
 
 ALIASES = {"journalDirectory": "journalDirectories"}
@@ -161,8 +162,8 @@ def load_bookie_settings(conf_file: Path | None, overrides: Mapping[str, str]) -
     """Settings from a Java properties file and then `overrides` ({BookKeeper key: text}).
 
     Raises:
-        BadInputError: the file cannot be read, a value does not parse or is out of bounds, or the
-            file asks for protection that is not there. Keys without effect only become warnings.
+        BadInputError: the file cannot be read, a value does not parse or is out of bounds. Keys without
+            effect only become warnings; protection that is not there becomes a refusal to start.
     """
     found: dict[str, tuple[str, str]] = {}  # key -> (text, where it was said)
     if conf_file is not None:
@@ -182,10 +183,12 @@ def _settings(found: Mapping[str, tuple[str, str]]) -> BookieSettings:
     by_key = {f.metadata["key"]: f for f in fields(BookieSettings) if "key" in f.metadata}
     values: dict[str, Any] = {}
     warnings: list[str] = []
+    refusals: list[str] = []
     for given, (text, where) in found.items():
         key = ALIASES.get(given, given)
         if key in REFUSED and text and text.lower() != "false":
-            raise BadInputError(f"{where}: {key}: {REFUSED[key]}; remove the key to start without it")
+            refusals.append(f"{where}: {key}: {REFUSED[key]}; remove the key to start without it")
+            continue
         if (setting := by_key.get(key)) is not None:
             if text or setting.type is str:
                 values[setting.name] = _parse(setting, text, where)
@@ -204,7 +207,7 @@ def _settings(found: Mapping[str, tuple[str, str]]) -> BookieSettings:
         )
     if found.get("journalWriteData", ("true", ""))[0].lower() == "false":
         warnings.append("journalWriteData=false: bkctl journals every entry all the same")
-    settings = BookieSettings(**values, warnings=tuple(warnings))
+    settings = BookieSettings(**values, warnings=tuple(warnings), refusals=tuple(refusals))
     _check_relations(settings)
     return settings
 

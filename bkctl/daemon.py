@@ -28,6 +28,8 @@ def run_bookie(settings: BookieSettings) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for warning in settings.warnings:
         log.warning("%s", warning)
+    if settings.refusals:
+        return _refused("; ".join(settings.refusals), EXIT_CONFIGURATION)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     import uvloop
 

@@ -40,6 +40,10 @@ def test_a_bookie_says_in_one_line_why_it_does_not_start(tmp_path: Path) -> None
     code, line = refused_start(tmp_path, *here, "-c", str(conf))
     assert (code, f"{conf}:1" in line) == (1, True)
 
+    conf.write_text("tlsProviderFactoryClass=x\n")
+    code, line = refused_start(tmp_path, *here, "-c", str(conf))
+    assert (code, f"{conf}:1: tlsProviderFactoryClass: TLS" in line) == (1, True)
+
     (tmp_path / "file").write_text("not a directory")
     code, line = refused_start(tmp_path, *here, "-p", "0", "-j", str(tmp_path / "file"))
     assert (code, str(tmp_path / "file") in line) == (5, True)

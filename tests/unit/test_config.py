@@ -59,8 +59,6 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(tmp_path: Path) 
         ({"journalSyncData": "perhaps"}, "type bool"),
         ({"ledgerDirectories": "/a,/b", "indexDirectories": "/i"}, "as many directories"),
         ({"ledgerDirectories": "/a,/a"}, "named twice"),
-        ({"tlsProviderFactoryClass": "x"}, "TLS is not supported yet"),
-        ({"bookieAuthProviderFactoryClass": "x"}, "authentication is not supported yet"),
         ({"diskUsageThreshold": "0.5"}, "diskUsageWarnThreshold"),
         ({"journalAlignmentSize": "700"}, "multiple of 512"),
     ],
@@ -69,6 +67,18 @@ def test_a_bad_value_is_one_line(overrides: dict[str, str], message: str) -> Non
     with pytest.raises(BadInputError, match=message) as caught:
         load_bookie_settings(None, overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("tlsProviderFactoryClass", "TLS"), ("bookieAuthProviderFactoryClass", "authentication")],
+)
+def test_protection_that_is_not_there_refuses_a_start_but_not_a_look_at_files(key: str, reason: str) -> None:
+    settings = load_bookie_settings(None, {key: "x", "bookiePort": "3182"})
+    [refusal] = settings.refusals
+    assert f"{key}: {reason} is not supported yet" in refusal
+    assert settings.port == 3182
+    assert load_bookie_settings(None, {key: ""}).refusals == ()
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
