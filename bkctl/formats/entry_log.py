@@ -220,16 +220,18 @@ def unpack_entry_size(window: bytes, at: int, ledger_id: int, entry_id: int) -> 
 
 
 def scan(read: Read, file_bytes: int, *, entry_bytes_max: int = LOG_ID_MAX) -> Iterator[ScannedEntry]:
-    """Every entry of a log in file order; a torn last entry ends the scan, padding is passed over.
+    """Every entry of a log in file order; padding is passed over. A torn last entry ends the scan of a
+    log that was not sealed.
 
     Memory is bounded by `entry_bytes_max`. An empty file is a log without entries.
 
     Raises:
-        CorruptDataError: at a size that no writer produces; the entries before it were yielded.
+        CorruptDataError: at a size that no writer produces, or in a sealed log one that its end cuts
+            off; the entries before it were yielded.
     """
     if file_bytes == 0:
         return
-    unpack_header(read(0, HEADER_BYTES))
+    sealed = unpack_header(read(0, HEADER_BYTES)).ledgers_map_offset > 0
     position, start, window = FIRST_POSITION, FIRST_POSITION, b""
     while file_bytes - position >= _ENTRY_HEAD.size:
         at = position - start
@@ -242,6 +244,8 @@ def scan(read: Read, file_bytes: int, *, entry_bytes_max: int = LOG_ID_MAX) -> I
             position = start + _after_padding(window, at, start)
             continue
         if position + SIZE_BYTES + size > file_bytes:
+            if sealed:
+                raise CorruptDataError(f"entry log position {position}: {size} bytes reach past its end")
             return
         if size > entry_bytes_max:
             raise CorruptDataError(f"entry log position {position}: an entry of {size} bytes")

@@ -275,3 +275,12 @@ def test_a_cut_or_changed_ledgers_map_is_corrupt() -> None:
 def test_a_header_that_is_none_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptDataError, match="entry log header"):
         fmt.unpack_header(data)
+
+
+def test_an_entry_that_reaches_past_the_end_is_damage_in_a_sealed_log_only() -> None:
+    torn = log_of(record(7, 0, 100))[:-1]
+    assert scanned(torn) == []
+    seal, at = fmt.pack_seal(fmt.HEADER_BYTES, 0)
+    sealed = torn[:at] + seal + torn[at + len(seal) :]
+    with pytest.raises(CorruptDataError, match="reach past its end"):
+        scanned(sealed)
