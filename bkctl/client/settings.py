@@ -6,6 +6,9 @@ from bkctl.errors import BadInputError
 from bkctl.formats.frame import FRAME_BYTES_MAX
 
 _MIB = 1024 * 1024
+# A Java bookie queues 10,000 adds per thread (maxPendingAddRequestsPerThread), of all its clients, and
+# refuses more: what waits while it hangs, or is sent to a replacement, comes in one burst.
+_OUTSTANDING_ENTRIES = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class ClientSettings:
     quarantine_ms: int = 60_000  # a bookie that failed is chosen last for so long
     ensemble_changes_max: int | None = None  # per ledger handle; None: no limit (maxNumEnsembleChanges)
     frame_bytes_max: int = FRAME_BYTES_MAX  # (nettyMaxFrameSizeBytes)
-    outstanding_entries_max: int = 20_000  # adds of one handle without an outcome
+    outstanding_entries_max: int = _OUTSTANDING_ENTRIES  # adds of one handle without an outcome
     outstanding_bytes_max: int = 64 * _MIB  # the same in bytes
     lagging_bytes_max: int = 64 * _MIB  # unsent to one bookie that is slower than the others
     read_batch_entries: int = 500  # asked of one bookie at once

@@ -154,6 +154,7 @@ class LedgerWriter:
     def append_many(self, payloads: Sequence[Payload]) -> "asyncio.Future[tuple[EntryId, EntryId]]":
         """Add entries with consecutive ids; the future gives the first and the last id.
 
+        They go out at once, however many: bookies may refuse more than some thousands.
         Raises as `append`. Fails as a whole if any of them fails.
         """
         if not payloads:

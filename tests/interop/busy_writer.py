@@ -37,8 +37,8 @@ class BusyWriter:
     async def _write(self) -> None:
         with suppress(BkctlError):
             while not self._stopped:
-                await self.writer.wait_writable()
                 for _ in range(_APPENDS_PER_TURN):
+                    await self.writer.wait_writable()
                     self._outcomes.append(self.writer.append(payload(len(self._outcomes), SIZE)))
                 await asyncio.sleep(0.001)
 

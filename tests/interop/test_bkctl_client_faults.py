@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bkctl.client.bookkeeper import BookKeeper
+from bkctl.errors import TooManyRequestsError
 from bkctl.types import LedgerId
 from tests.interop.apache import Apache, JavaBookie
 from tests.interop.busy_writer import PATIENCE_S, SIZE, BusyWriter
@@ -91,7 +92,7 @@ async def test_killed_bookie_is_replaced_amid_pipelined_adds_and_nothing_is_lost
 async def test_nothing_acknowledged_is_lost_when_all_bookies_are_killed_and_restarted(
     cluster: JavaCluster,
 ) -> None:
-    async with cluster.client(add_timeout_ms=1000) as client:
+    async with cluster.client() as client:
         writing = await BusyWriter.start(client)
         await writing.acked(1234)
         for bookie in cluster.bookies:
@@ -118,8 +119,27 @@ def paused(bookie: JavaBookie) -> Iterator[None]:
         bookie.process.send_signal(signal.SIGCONT)
 
 
+async def test_bookie_that_hangs_for_a_moment_is_not_overrun_when_it_goes_on(cluster: JavaCluster) -> None:
+    """All that waited comes at once, and a Java bookie refuses what its queue does not hold."""
+    async with cluster.client(add_timeout_ms=1000 * PATIENCE_S) as client:
+        count = client.settings.outstanding_entries_max
+        writer = await client.create_ledger(ack_quorum_size=3)
+        ensemble = writer.metadata.last_segment.ensemble
+        with paused(cluster.bookie(ensemble[1])):
+            outcomes = [
+                writer.append_many(payloads(first, first + 99, SIZE)) for first in range(0, count, 100)
+            ]
+            with pytest.raises(TooManyRequestsError):
+                writer.append(b"one more")
+            await asyncio.sleep(0.1)  # it may be longer until all is sent: what is left comes after it
+        assert (await outcomes[-1])[1] == count - 1
+        await writer.close()
+        assert writer.metadata.last_segment.ensemble == ensemble
+        await assert_holds(client, writer.ledger_id, count)
+
+
 async def test_paused_bookie_is_replaced_and_its_late_answers_change_nothing(cluster: JavaCluster) -> None:
-    async with cluster.client(add_timeout_ms=2000) as client:
+    async with cluster.client() as client:
         writing = await BusyWriter.start(client, 3, 3, 3)
         await writing.acked(100)
         name = writing.writer.metadata.last_segment.ensemble[1]
@@ -148,7 +168,7 @@ async def test_paused_bookie_is_read_around(cluster: JavaCluster) -> None:
 
 
 async def test_recovery_goes_on_without_a_paused_bookie(cluster: JavaCluster) -> None:
-    async with cluster.client() as first, cluster.client(add_timeout_ms=2000) as second:
+    async with cluster.client() as first, cluster.client() as second:
         writing = await BusyWriter.start(first)
         await writing.acked(500)
         with paused(cluster.bookie(writing.writer.metadata.last_segment.ensemble[0])):

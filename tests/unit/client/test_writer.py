@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from bkctl.client.bookkeeper import BookKeeper
+from bkctl.client.settings import ClientSettings
 from bkctl.client.writer import BLOCK_ENTRIES_MAX, LedgerWriter
 from bkctl.errors import (
     ClientClosedError,
@@ -97,6 +98,11 @@ async def test_an_entry_that_does_not_fit_a_frame_is_refused_alone() -> None:
         with pytest.raises(IncorrectParameterError, match="no payload"):
             ledger.append_many([])
         assert await before == 0
+
+
+def test_what_may_be_outstanding_fits_the_queue_of_a_java_bookie() -> None:
+    """Twice, so that two ledgers that share a thread of the bookie do not overrun it."""
+    assert 2 * ClientSettings().outstanding_entries_max <= 10_000
 
 
 @pytest.mark.parametrize("limit", [{"outstanding_entries_max": 4}, {"outstanding_bytes_max": 60}])
