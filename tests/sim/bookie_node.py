@@ -2,30 +2,39 @@
 
 `bkctl.server.bookie.Bookie` decides about adds and fences; the write cache is the real one, and a
 restart replays the journal's bytes through the real reader of records. Simulated are the disk (what
-a crash leaves of unsynced writes) and time.
+a crash leaves of unsynced writes) and time. With its whole storage: disk_bookie_node.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bkctl.errors import BookKeeperError, NoSuchLedgerError, WriteError
 from bkctl.formats import index as index_format
 from bkctl.formats import journal as journal_format
 from bkctl.formats import request_v2 as v2
 from bkctl.formats.entry import HEADER
+from bkctl.formats.request_v2 import RECOVERY_ADD
 from bkctl.formats.result_code import error_from_rc
-from bkctl.quorum.pending import frames_in
+from bkctl.quorum.pending import entries_in, frames_in
 from bkctl.server.bookie import Bookie
-from bkctl.server.reads import LAST_ENTRY, absent
+from bkctl.server.reads import LAST_ENTRY, Reads, absent
+from bkctl.server.requests import Requests
+from bkctl.server.requests_v3 import RequestsV3
 from bkctl.server.storage.directory_storage import DirectoryStorage, LedgerDescriptor
 from bkctl.server.storage.ledger_storage import LedgerStorage
 from bkctl.server.storage.read_cache import ReadCache
 from bkctl.server.storage.write_cache import WriteCache
-from bkctl.types import BookieId
+from bkctl.types import BookieId, LedgerId
+from tests.sim.storage_node import InlineExecutor
 from tests.sim.world import MS, World
+
+if TYPE_CHECKING:
+    from bkctl.server.listener import Connection
 
 _CACHE_BYTES = 128 << 10
 _QUEUED_BYTES_MAX = 1 << 30
+_FRAME_BYTES_MAX = 5 << 20
+_KEY_AT = 8  # in an ADD frame, the length field included
 _VERSION = 6
 
 
@@ -84,7 +93,15 @@ class _Directory(DirectoryStorage):
         self._read_cache = ReadCache(0)
         self._changed = set()
         self._deleted = set()
+        self.tombstones: set[int] = set()
+        self._buried: set[int] = set()
         self._frozen = None
+
+    def load_last_entry_id(self, _ledger_id: int) -> int:
+        return -1
+
+    def load_entries(self, wanted: Sequence[tuple[int, int]]) -> list[bytes | Exception | None]:
+        return [None] * len(wanted)
 
 
 class _Storage(LedgerStorage):
@@ -92,16 +109,52 @@ class _Storage(LedgerStorage):
         self.directories = (_Directory(),)
 
 
+class _HookedBookie(Bookie):
+    """The bookie that ships, and a hook at each step that a fault may follow."""
+
+    node: "BookieNode"
+
+    def take_adds(self, peer: Any, buffer: bytearray, view: memoryview, position: int, end: int) -> int:
+        recovery = int.from_bytes(buffer[position + 6 : position + 8]) & RECOVERY_ADD
+        taken = super().take_adds(peer, buffer, view, position, end)
+        self.node.hook("recovery added" if recovery else "added", self.node)
+        return taken
+
+    def add_entry(self, *arguments: Any, recovery: bool, **named: Any) -> bool:
+        taken = super().add_entry(*arguments, recovery=recovery, **named)
+        self.node.hook("recovery added" if recovery else "added", self.node)
+        return taken
+
+    def fence(self, ledger_id: int, master_key: bytes, then: Callable[[], None]) -> LedgerDescriptor:
+        node = self.node
+
+        def durable() -> None:
+            node.fence_answered.add(ledger_id)
+            then()
+            node.hook("fence answered", node)
+
+        descriptor = super().fence(ledger_id, master_key, durable)
+        node.hook("fenced", node)
+        return descriptor
+
+
 class BookieNode:
     """`hook(name)` is called at each step that a fault may follow; see generator."""
 
-    def __init__(self, world: World, bookie_id: BookieId, *, sync_us_max: int = 3 * MS) -> None:
+    def __init__(
+        self, world: World, bookie_id: BookieId, ledger_id: LedgerId, *, sync_us_max: int = 3 * MS
+    ) -> None:
         self.world = world
         self.bookie_id = bookie_id
+        self.ledger_id = ledger_id  # of the story
         self.sync_us_max = sync_us_max
         self.read_only = False
         self.up = True
         self.paused = False
+        self.background = True  # checkpoints of its own accord
+        self.wiped = False  # its cookie forbids a start
+        self.life = 0  # counts starts
+        self._requests: Requests | None = None
         self.hook: Callable[[str, BookieNode], None] = lambda _name, _node: None
         self.fence_answered: set[int] = set()  # ledgers that a fencing read was answered for
         self._random = world.stream(f"disk {bookie_id}")
@@ -109,6 +162,8 @@ class BookieNode:
         self._boot(b"")
 
     def _boot(self, journal: bytes) -> None:
+        self.life += 1
+        self._requests = None
         self.journal = SimJournal(self, journal)
         self.storage = _Storage()
         self.bookie = self.make_bookie()
@@ -121,12 +176,27 @@ class BookieNode:
                 descriptor.key_journaled = True
 
     def make_bookie(self) -> Bookie:
-        return Bookie(
+        bookie = _HookedBookie(
             self.storage,
             [self.journal],  # type: ignore[list-item]  # stands for the real one
             queued_bytes_max=_QUEUED_BYTES_MAX,
-            request_checkpoint=lambda: None,
+            request_checkpoint=self.request_checkpoint,
         )
+        bookie.node = self
+        return bookie
+
+    def request_checkpoint(self) -> None:
+        """Nothing is ever flushed here."""
+
+    def accept(self, gone: Callable[["Connection"], None]) -> "Connection":
+        """The server's end of a new connection (modes B and C)."""
+        from bkctl.server.listener import Connection
+
+        if self._requests is None:
+            reads = Reads(self.bookie, InlineExecutor())
+            v3 = RequestsV3(self.bookie, reads, lambda: (1 << 40, 1 << 39))
+            self._requests = Requests(self.bookie, reads, v3, batch_read_bytes_max=_FRAME_BYTES_MAX)
+        return Connection(self._requests, _FRAME_BYTES_MAX, gone)
 
     def sync_delay(self) -> int:
         return 1 + int(self._random.random() * self.sync_us_max)
@@ -150,8 +220,13 @@ class BookieNode:
             self.journal = SimJournal(self, self.journal.survivors(keep))
             self._waiting.clear()
 
+    def wipe(self) -> None:
+        """Its disks are replaced by empty ones: the cookie in the metadata store forbids to start."""
+        self.crash()
+        self.wiped = True
+
     def restart(self) -> None:
-        if not self.up:
+        if not self.up and not self.wiped:
             self.world.tell(self.bookie_id, "is back")
             self.up = True
             self.paused = False
@@ -175,8 +250,17 @@ class BookieNode:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def add(self, frames: bytes, answer: Callable[[int, BookKeeperError | None], None]) -> None:
+    def add(
+        self,
+        frames: bytes,
+        answer: Callable[[int, BookKeeperError | None], None],
+        *,
+        deferred: bool = False,
+    ) -> None:
         """Whole v2 add frames; `answer(entry id, error or None)` once for each."""
+        if deferred:
+            self._add_deferred(frames, answer)
+            return
         buffer = bytearray(frames)
         view = memoryview(buffer)
         peer = _Peer(answer)
@@ -189,7 +273,18 @@ class BookieNode:
             except BookKeeperError as error:
                 answer(HEADER.unpack_from(buffer, start + v2.ADD_PREFIX.size)[1], error)
                 peer.taken = end
-        self.hook("added", self)
+
+    def _add_deferred(self, frames: bytes, answer: Callable[[int, BookKeeperError | None], None]) -> None:
+        key = frames[_KEY_AT : _KEY_AT + 20]
+        for entry_id, body in entries_in(frames):
+            response = v2.AddResponse(0, self.ledger_id, entry_id).encode()
+            try:
+                taken = self.bookie.add_entry(
+                    _Peer(answer), key, body, response, recovery=False, high_priority=False, deferred_sync=True
+                )
+                assert taken, "the write cache of a simulated bookie is full"
+            except BookKeeperError as error:
+                answer(entry_id, error)
 
     def read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
         """A stored entry (LAST_ENTRY: the last one), or why there is none."""
@@ -208,16 +303,10 @@ class BookieNode:
     ) -> None:
         """Answered once the fence is durable."""
 
-        def durable() -> None:
-            self.fence_answered.add(ledger_id)
-            answer(self.read(ledger_id, entry_id))
-            self.hook("fence answered", self)
-
         try:
-            self.bookie.fence(ledger_id, key, durable)
+            self.bookie.fence(ledger_id, key, lambda: answer(self.read(ledger_id, entry_id)))
         except BookKeeperError as error:
             answer(error)
-        self.hook("fenced", self)
 
     def lac(self, ledger_id: int) -> int | BookKeeperError:
         """The largest LAC known here."""
@@ -229,6 +318,66 @@ class BookieNode:
             last = self.read(ledger_id, LAST_ENTRY)
             descriptor.max_lac = HEADER.unpack_from(last)[2] if isinstance(last, bytes) else -1
         return descriptor.max_lac
+
+    def long_poll(
+        self,
+        ledger_id: int,
+        previous_lac: int,
+        timeout_us: int,
+        answer: Callable[[tuple[int, bytes | None] | BookKeeperError], None],
+    ) -> None:
+        """As RequestsV3 does it: wait for a LAC beyond `previous_lac`, a fence or the timeout."""
+        life = self.life
+
+        def answer_now() -> None:
+            if self.life != life or not self.up:
+                return
+            lac = self.lac(ledger_id)
+            if isinstance(lac, BookKeeperError):
+                answer(lac)
+                return
+            entry = self.read(ledger_id, previous_lac + 1) if lac > previous_lac else None
+            answer((lac, entry if isinstance(entry, bytes) else None))
+
+        lac = self.lac(ledger_id)
+        if isinstance(lac, BookKeeperError) or lac > previous_lac:
+            answer_now()
+            return
+        waiters, waits = self.bookie.lac_waiters, [True]
+
+        def wake(_advanced: bool) -> None:
+            waits.clear()
+            self.world.after(0, answer_now)
+
+        def expire() -> None:
+            if waits:
+                waiters.remove(ledger_id, waiter)
+                wake(False)
+
+        waiter = (previous_lac, wake)
+        waiters.add(ledger_id, waiter)
+        self.world.after(timeout_us, expire)
+
+    def write_lac(
+        self, ledger_id: int, lac: int, key: bytes, body: bytes, answer: Callable[[object], None]
+    ) -> None:
+        try:
+            self.bookie.write_lac(ledger_id, lac, key, body, lambda: answer(None))
+        except BookKeeperError as error:
+            answer(error)
+
+    def force(self, ledger_id: int, answer: Callable[[object], None]) -> None:
+        self.bookie.force(ledger_id, lambda: answer(None))
+
+    def rot(self, entry_id: int) -> bool:
+        """A bit of a stored entry flips, until it is written anew; False: there is no such entry."""
+        cache = self.storage.directories[0].active
+        position = cache.index.get(index_format.entry_key(self.ledger_id, entry_id))
+        if position is None or not self.up:
+            return False
+        size = int.from_bytes(cache.view[position : position + 4])
+        cache.view[position + 4 + size - 1] ^= 0x10  # of the payload, or of the digest before an empty one
+        return True
 
     # -- what is stored, for the oracle ----------------------------------------------------------
 

@@ -6,15 +6,10 @@ program that asked.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from bkctl.errors import (
-    BookieHandleNotAvailableError,
-    BookKeeperError,
-    RequestTimeoutError,
-)
 from bkctl.formats.entry import Digester
-from bkctl.quorum.actions import ChooseReplacements, SendAdds
-from bkctl.quorum.pending import frames_in
+from bkctl.quorum.actions import ChooseReplacements
 from bkctl.quorum.placement import choose_replacements
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.types import (
@@ -29,11 +24,16 @@ from bkctl.types import (
 from tests.sim.bookie_node import BookieNode
 from tests.sim.metadata_node import MetadataNode, Troubles
 from tests.sim.network import Conditions, Network
+from tests.sim.object_carrier import ObjectCarrier
 from tests.sim.oracle import Oracle
 from tests.sim.world import MS, S, World
 
 LEDGER_ID = LedgerId(7)
-DIGESTER = Digester(DigestType.CRC32C, b"password")
+_PASSWORD = b"password"
+DIGESTER = Digester(DigestType.CRC32C, _PASSWORD)
+_DIGESTERS = (DIGESTER, Digester(DigestType.CRC32, _PASSWORD), Digester(DigestType.MAC, _PASSWORD))
+_NO_DIGESTER = Digester(DigestType.DUMMY, _PASSWORD)  # sees no bit rot
+MODES = ("a", "b", "c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Settings:
     """Of the programs; times in microseconds."""
 
     request_timeout_us: int = 60 * MS
+    speculative_us: int = 30 * MS  # a reader asks another replica after so long
     deferred_sync: bool = False
     advanced: bool = False
     window_entries: int = 4  # that a recovery reads ahead
@@ -60,17 +61,38 @@ class Settings:
 
 
 class Cluster:
-    def __init__(self, world: World, shape: Shape, settings: Settings) -> None:
+    """`mode`: "a" objects, "b" real bytes, "c" real storage, too. `ensemble`: the first one; None: any.
+
+    `protect`: the story damages entries, so they have a digest.
+    """
+
+    HEALED_TIMEOUT_US = S
+
+    def __init__(
+        self,
+        world: World,
+        shape: Shape,
+        settings: Settings,
+        *,
+        mode: str = "a",
+        ensemble: tuple[BookieId, ...] = (),
+        protect: bool = False,
+    ) -> None:
         self.world = world
         self.settings = settings
         self.schedule = RoundRobinSchedule(
             shape.ensemble_size, shape.write_quorum_size, shape.ack_quorum_size
         )
         self.network = Network(world, settings.conditions)
+        self.digester = DIGESTER
+        if mode != "a":
+            choice = world.stream("digest")
+            self.digester = choice.choice((*_DIGESTERS, DIGESTER if protect else _NO_DIGESTER))
         names = [BookieId(f"b{number}") for number in range(shape.bookies)]
-        self.bookies = {name: BookieNode(world, name, sync_us_max=settings.sync_us_max) for name in names}
+        self.bookies = {name: self._node(mode, name) for name in names}
         self._random = world.stream("placement")
-        ensemble = tuple(self._random.sample(names, shape.ensemble_size))
+        self._in_order = bool(ensemble)
+        ensemble = ensemble or tuple(self._random.sample(names, shape.ensemble_size))
         metadata = LedgerMetadata(
             shape.ensemble_size,
             shape.write_quorum_size,
@@ -80,6 +102,19 @@ class Cluster:
         self.oracle = Oracle(self, metadata)
         self.metadata = MetadataNode(world, metadata, settings.troubles, self.oracle.metadata_changed)
         self.hook: Callable[[str], None] = lambda _name: None
+        self.carrier: Any = ObjectCarrier(self)
+        if mode != "a":
+            from tests.sim.byte_carrier import ByteCarrier
+
+            self.carrier = ByteCarrier(self)
+
+    def _node(self, mode: str, name: BookieId) -> BookieNode:
+        kind: type[BookieNode] = BookieNode
+        if mode == "c":
+            from tests.sim.disk_bookie_node import DiskBookieNode
+
+            kind = DiskBookieNode
+        return kind(self.world, name, LEDGER_ID, sync_us_max=self.settings.sync_us_max)
 
     def heal(self) -> None:
         """Every bookie runs and has room, every message arrives in time."""
@@ -89,78 +124,41 @@ class Cluster:
             bookie.hook = lambda _name, _node: None
             bookie.sync_us_max = MS
             bookie.read_only = bookie.bookie.read_only = False
+            bookie.background = False
             bookie.restart()
             bookie.resume()
+        self.carrier.heal()
         self.hook = lambda _name: None
-        self.settings.request_timeout_us = S
+        self.settings.request_timeout_us = self.HEALED_TIMEOUT_US
 
-    # -- requests --------------------------------------------------------------------------------
+    def crash(self, bookie_id: BookieId) -> None:
+        self._down(bookie_id, self.bookies[bookie_id].crash)
 
-    def ask(
-        self,
-        program: str,
-        bookie_id: BookieId,
-        request: Callable[[BookieNode, Callable[[object], None]], None],
-        then: Callable[[object], None],
-    ) -> None:
-        """`request(node, reply)` runs at the bookie; `then` gets the first reply, or an error."""
-        node = self.bookies[bookie_id]
-        open_ = [True]
+    def wipe(self, bookie_id: BookieId) -> None:
+        self._down(bookie_id, self.bookies[bookie_id].wipe)
 
-        def settle(answer: object) -> None:
-            if open_[0]:
-                open_[0] = False
-                then(answer)
+    def _down(self, bookie_id: BookieId, end: Callable[[], None]) -> None:
+        was_up = self.bookies[bookie_id].up
+        end()
+        self.network.reset(bookie_id)
+        if was_up:
+            self.carrier.crashed(bookie_id)
 
-        def reply(answer: object) -> None:
-            self.network.send(program, bookie_id, 1, lambda: settle(answer))
+    def cut(self, program: str, bookie_id: BookieId) -> None:
+        self.network.cut(program, bookie_id)
+        self.carrier.cut(program, bookie_id)
 
-        self.network.send(program, bookie_id, 0, lambda: node.run(lambda: request(node, reply)))
-        self.world.after(
-            self.settings.request_timeout_us,
-            lambda: settle(RequestTimeoutError(f"{bookie_id} did not answer")),
-        )
-
-    def add(
-        self,
-        program: str,
-        action: SendAdds,
-        stored: Callable[[BookieId, int, int], None],
-        failed: Callable[[BookieId, int, BookKeeperError], None],
-        gone: Callable[[BookieId, BookKeeperError], None],
-    ) -> None:
-        """Send the adds; answers come one by one, as long as they come, and after a timeout, too."""
-        bookie_id = action.bookie_id
-        node = self.bookies[bookie_id]
-        count = sum(1 for _ in frames_in(action.frames))
-        heard: set[int] = set()
-
-        def answer(entry_id: int, error: BookKeeperError | None) -> None:
-            def arrive() -> None:
-                heard.add(entry_id)
-                if error is None:
-                    stored(bookie_id, entry_id, entry_id)
-                else:
-                    failed(bookie_id, entry_id, error)
-
-            self.network.send(program, bookie_id, 1, arrive)
-
-        def late() -> None:
-            if len(heard) < count:
-                gone(bookie_id, RequestTimeoutError(f"{bookie_id} did not answer all adds"))
-
-        self.network.send(program, bookie_id, 0, lambda: node.run(lambda: node.add(action.frames, answer)))
-        self.world.after(self.settings.request_timeout_us, late)
-        if not node.up:  # the connection is refused at once
-            lost = BookieHandleNotAvailableError(f"{bookie_id} is down")
-            self.world.after(1, lambda: gone(bookie_id, lost))
+    def join(self, program: str, bookie_id: BookieId) -> None:
+        self.network.link(program, bookie_id).open = True
+        self.carrier.joined(program, bookie_id)
 
     def replacements(self, action: ChooseReplacements) -> Mapping[BookieIndex, BookieId]:
         """As registered in the metadata store: a dead bookie may still be there, a full one is not."""
         candidates = [
             name
             for name, node in self.bookies.items()
-            if not node.read_only and (node.up or self._random.random() < 0.1)
+            if not node.read_only and (node.up or (not self._in_order and self._random.random() < 0.1))
         ]
-        self._random.shuffle(candidates)
+        if not self._in_order:
+            self._random.shuffle(candidates)
         return choose_replacements(candidates, action.failed, action.exclude)

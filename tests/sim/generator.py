@@ -17,7 +17,7 @@ SHAPES = (
     (3, 3, 2), (3, 2, 2), (2, 2, 2), (4, 2, 2), (4, 2, 1),
     (5, 3, 2), (5, 5, 3), (6, 2, 2), (6, 3, 2), (1, 1, 1),
 )  # fmt: skip
-_HOOKS = ("added", "synced", "fenced", "fence answered")
+_HOOKS = ("added", "recovery added", "synced", "fenced", "fence answered")
 _STORY_US = 120 * MS
 
 Profile = Callable[[random.Random, Plan], None]
@@ -51,6 +51,7 @@ def _base(rng: random.Random, plan: Plan) -> None:
         conditions=Conditions(delay_us_max=rng.choice((1, 3, 10)) * MS),
         sync_us_max=rng.choice((1, 3, 15)) * MS,
         window_entries=rng.choice((1, 2, 4, 64)),
+        speculative_us=rng.choice((5, 20, 100)) * MS,
     )
     entries = rng.choice((1, 2, 3, 4, 6, 8, 30))
     while entries > 0:
@@ -60,7 +61,10 @@ def _base(rng: random.Random, plan: Plan) -> None:
     if rng.random() < 0.3:
         plan.acts.append(Act(_at(rng, 0.3), "close"))
     for number in range(rng.randint(0, 2)):
-        plan.acts += [Act(_at(rng), "read", (str(number + 1),)) for _ in range(rng.randint(1, 4))]
+        verb = rng.choice(("read", "read", "poll"))
+        plan.acts += [Act(_at(rng), verb, (str(number + 1),)) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.2:
+        plan.acts += [Act(_at(rng), "tell_lac") for _ in range(2)]
 
 
 def _generic(rng: random.Random, plan: Plan) -> None:
@@ -250,6 +254,75 @@ def _full_disks(rng: random.Random, plan: Plan) -> None:
     _retry(rng, plan)
 
 
+def _tailing(rng: random.Random, plan: Plan) -> None:
+    """Readers follow a writer that stops now and then; only explicit LACs tell of its last entries."""
+    for number in range(rng.randint(1, 3)):
+        words = (str(number + 1),)
+        plan.acts += [Act(_at(rng), rng.choice(("poll", "poll", "read")), words) for _ in range(6)]
+    plan.acts += [Act(_at(rng), "tell_lac") for _ in range(4)]
+    if rng.random() < 0.6:
+        plan.acts.append(Act(_at(rng, 0.3), "recover"))
+    for _ in range(rng.randint(0, 3)):
+        rng.choice((_crash, _pause, _cut, _slow, _lossy, _metadata))(rng, plan)
+
+
+def _bit_rot(rng: random.Random, plan: Plan) -> None:
+    """Entries of one bookie are damaged while they are read and recovered."""
+    for _ in range(rng.randint(1, 2)):
+        bookie = _bookie(rng, plan)
+        plan.acts += [Act(_at(rng, 0.1), "rot", (bookie, str(rng.randint(0, 4)))) for _ in range(4)]
+    plan.acts += [Act(_at(rng, 0.2), "read", (rng.choice(("1", "2")),)) for _ in range(6)]
+    if rng.random() < 0.7:
+        plan.acts.append(Act(_at(rng, 0.3), "recover"))
+    for _ in range(rng.randint(0, 2)):
+        rng.choice((_crash, _pause, _slow, _lossy))(rng, plan)
+
+
+def _deferred(rng: random.Random, plan: Plan) -> None:
+    """Adds are answered before they are durable; forces make them so, bookies lose power."""
+    plan.settings.deferred_sync = True
+    plan.settings.sync_us_max = rng.choice((3, 15)) * MS
+    plan.acts += [Act(_at(rng), "force") for _ in range(rng.randint(1, 5))]
+    for _ in range(rng.randint(0, 3)):
+        rng.choice((_crash, _crash, _pause, _lossy, _trap))(rng, plan)
+    if rng.random() < 0.6:
+        plan.acts.append(Act(_at(rng, 0.3), "recover"))
+
+
+def _advanced(rng: random.Random, plan: Plan) -> None:
+    """The caller chooses the ids: in any order, perhaps with a gap, perhaps one of them twice."""
+    plan.settings.advanced = True
+    plan.acts = [act for act in plan.acts if act.verb != "add"]
+    ids = list(range(rng.choice((1, 3, 6, 12))))
+    if rng.random() < 0.3:
+        ids.remove(rng.choice(ids))
+    ids += rng.choices(ids, k=rng.randint(0, 1)) if ids else []
+    rng.shuffle(ids)
+    plan.acts += [Act(_at(rng, 0, 0.6), "add_at", (str(entry_id),)) for entry_id in ids]
+    for _ in range(rng.randint(0, 4)):
+        rng.choice((_crash, _pause, _cut, _slow, _lossy, _metadata, _stop_program, _full, _trap))(rng, plan)
+    if rng.random() < 0.6:
+        plan.acts.append(Act(_at(rng, 0.2), "recover"))
+
+
+def _deleted(rng: random.Random, plan: Plan) -> None:
+    """Somebody deletes the ledger under its writer, readers and recoverers."""
+    plan.acts.append(Act(_at(rng, 0.1, 0.9), "delete"))
+    for _ in range(rng.randint(0, 2)):
+        plan.acts.append(Act(_at(rng, 0.1), "recover"))
+    for _ in range(rng.randint(0, 4)):
+        rng.choice((_crash, _pause, _cut, _lossy, _metadata, _stop_program, _full, _trap))(rng, plan)
+
+
+def _wiped(rng: random.Random, plan: Plan) -> None:
+    """A bookie comes back with empty disks, or rather does not, while others fail and recoverers come."""
+    at = _at(rng, 0.1, 0.8)
+    plan.acts += [Act(at, "wipe", (_bookie(rng, plan),)), Act(at + MS, "restart", (_bookie(rng, plan),))]
+    plan.acts += [Act(at + rng.randint(0, 40 * MS), "recover") for _ in range(rng.randint(1, 2))]
+    for _ in range(rng.randint(0, 3)):
+        rng.choice((_crash, _pause, _cut, _slow, _kill_program, _full))(rng, plan)
+
+
 PROFILES: dict[str, Profile] = {
     "generic": _generic,
     "lost fence": _lost_fence,
@@ -259,4 +332,10 @@ PROFILES: dict[str, Profile] = {
     "failing recovery": _failing_recovery,
     "silent metadata": _silent_metadata,
     "full disks": _full_disks,
+    "tailing": _tailing,
+    "bit rot": _bit_rot,
+    "deferred": _deferred,
+    "advanced": _advanced,
+    "deleted": _deleted,
+    "wiped": _wiped,
 }

@@ -6,15 +6,17 @@ down and kept:
     # what it shows
     seed 17                                  for the delays
     shape 3/3/2 of 6
+    ensemble b0 b1 b2                        any, if not given; then bookies are chosen in their order
     set network.drop=0.02 metadata.lost_reply=0.1
     at 12.5 crash b1                         milliseconds
     on b2 "fence answered" 1 crash           the first time that b2 comes to this point
-    expect closed
+    expect closed at 3                       see expectations.py
 """
 
 import shlex
 from dataclasses import dataclass, field, fields
 
+from bkctl.types import BookieId
 from tests.sim.cluster import Settings, Shape
 from tests.sim.metadata_node import Troubles
 from tests.sim.network import Conditions
@@ -55,6 +57,7 @@ class Plan:
     traps: list[Trap] = field(default_factory=list)
     expect: list[str] = field(default_factory=list)
     profile: str = ""
+    ensemble: tuple[BookieId, ...] = ()
 
     def text(self) -> str:
         """The plan as a scenario file holds it."""
@@ -64,6 +67,8 @@ class Plan:
             f"shape {shape.ensemble_size}/{shape.write_quorum_size}/{shape.ack_quorum_size}"
             f" of {shape.bookies}",
         ]
+        if self.ensemble:
+            lines.append("ensemble " + " ".join(self.ensemble))
         changed = [
             f"{whose}{name}={getattr(part, name)}"
             for whose, part, default in _parts(self.settings)
@@ -112,6 +117,8 @@ def _take(plan: Plan, words: list[str]) -> None:
         case "shape":
             sizes = [int(size) for size in words[1].split("/")]
             plan.shape = Shape(*sizes, bookies=int(words[3]))
+        case "ensemble":
+            plan.ensemble = tuple(BookieId(word) for word in words[1:])
         case "set":
             for pair in words[1:]:
                 _set(plan.settings, *pair.split("="))

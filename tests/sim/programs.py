@@ -1,18 +1,21 @@
-"""The programs of a story: writer, recoverers, readers, each around the machine that ships.
+"""The programs of a story: writer and recoverers, each around the machine that ships; see reader, too.
 
 What an asyncio shell does in `bkctl.client`, these do in virtual time: they carry out actions and
 report what came of them.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from bkctl.errors import (
     BkctlError,
     BookKeeperError,
+    DuplicateEntryIdError,
     MetadataUnreachableError,
     NoSuchLedgerOnMetadataServerError,
+    RequestTimeoutError,
 )
 from bkctl.formats.request_v2 import RECOVERY_ADD
 from bkctl.quorum.actions import (
@@ -22,6 +25,7 @@ from bkctl.quorum.actions import (
     CloseDone,
     EnsembleChanged,
     Failed,
+    ForcePoint,
     FenceBookie,
     ReadForRecovery,
     RecoveryAborted,
@@ -31,28 +35,18 @@ from bkctl.quorum.actions import (
     WriteMetadata,
 )
 from bkctl.quorum.adds import LedgerAdds, WriterState
-from bkctl.quorum.lac import Coverage, LacCoverage
 from bkctl.quorum.pending import entries_in, frames_in
-from bkctl.quorum.reads import RangeRead
 from bkctl.quorum.recovery import LedgerRecovery
 from bkctl.server.reads import LAST_ENTRY
-from bkctl.types import (
-    INVALID_ENTRY_ID,
-    BookieId,
-    BookieIndex,
-    EntryId,
-    LedgerMetadata,
-    MetadataState,
-    Versioned,
-)
-from tests.sim.bookie_node import BookieNode
-from tests.sim.cluster import DIGESTER, LEDGER_ID, Cluster
+from bkctl.types import BookieId, BookieIndex, EntryId, LedgerMetadata, Versioned
+from tests.sim.cluster import LEDGER_ID, Cluster
 
 
 class Program:
     """After `kill` it neither hears nor says anything; while stopped it hears, and acts later."""
 
     machine: Any
+    deferred = False  # its adds are answered before they are durable
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster = cluster
@@ -60,11 +54,13 @@ class Program:
         self.name = name
         self.alive = True
         self._stopped: list[Callable[[], None]] | None = None
+        self._unheard: dict[BookieId, set[int]] = {}  # adds that were sent and not answered
 
     def kill(self) -> None:
         if self.alive:
             self.alive = False
             self.world.tell(self.name, "is killed")
+            self.cluster.carrier.killed(self)
 
     def stop(self) -> None:
         if self._stopped is None:
@@ -114,14 +110,31 @@ class Program:
     def _send(self, action: SendAdds) -> None:
         for (start, _), (_, body) in zip(frames_in(action.frames), entries_in(action.frames), strict=True):
             self.check_sent(int.from_bytes(action.frames[start + 6 : start + 8], "big"), body)
-        machine = self.machine
-        self.cluster.add(
-            self.name,
-            action,
-            lambda *run: self.hears(machine.stored, *run),
-            lambda *error: self.hears(machine.failed, *error),
-            lambda *error: self.hears(machine.bookie_failed, *error),
-        )
+        bookie_id = action.bookie_id
+        entry_ids = [entry_id for entry_id, _ in entries_in(action.frames)]
+        unheard = self._unheard.setdefault(bookie_id, set())
+        unheard.update(entry_ids)
+
+        def late() -> None:
+            if not unheard.isdisjoint(entry_ids):
+                error = RequestTimeoutError(f"{bookie_id} did not answer all adds")
+                self.channel_lost(bookie_id, error)
+
+        self.cluster.carrier.add(self, action, deferred=self.deferred)
+        self.world.after(self.cluster.settings.request_timeout_us, late)
+
+    # -- what bookies answer to adds (client.channel.AddSink) ----------------------------------------
+
+    def adds_stored(self, bookie_id: BookieId, first_entry_id: int, last_entry_id: int) -> None:
+        self._unheard[bookie_id].difference_update(range(first_entry_id, last_entry_id + 1))
+        self.hears(self.machine.stored, bookie_id, first_entry_id, last_entry_id)
+
+    def add_failed(self, bookie_id: BookieId, entry_id: int, error: BookKeeperError) -> None:
+        self._unheard[bookie_id].discard(entry_id)
+        self.hears(self.machine.failed, bookie_id, entry_id, error)
+
+    def channel_lost(self, bookie_id: BookieId, error: BookKeeperError) -> None:
+        self.hears(self.machine.bookie_failed, bookie_id, error)
 
     def _write(self, action: WriteMetadata) -> None:
         machine = self.machine
@@ -157,10 +170,11 @@ class Writer(Program):
         self.machine = LedgerAdds(
             LEDGER_ID,
             cluster.metadata.current,
-            DIGESTER,
+            cluster.digester,
             advanced=settings.advanced,
             deferred_sync=settings.deferred_sync,
         )
+        self.deferred = settings.deferred_sync
         self.close_error: BkctlError | str | None = "not closed"
         self._random = self.world.stream("payloads")
 
@@ -178,6 +192,55 @@ class Writer(Program):
         self.world.tell(self.name, f"adds {first} to {first + count - 1}")
         self.cluster.oracle.added(first, payloads)
         self.perform(actions)
+
+    def add_at(self, entry_id: int) -> None:
+        """An add whose id the caller chooses."""
+        payload = self._random.randbytes(self._random.randint(0, 20))
+        if entry_id in self.cluster.oracle.payloads:
+            with suppress(DuplicateEntryIdError):
+                self.machine.add([payload], EntryId(entry_id))
+                raise AssertionError(f"entry {entry_id} was taken twice")
+            return
+        self.world.tell(self.name, f"adds {entry_id}")
+        self.cluster.oracle.added(entry_id, [payload])
+        _, actions = self.machine.add([payload], EntryId(entry_id))
+        self.perform(actions)
+
+    def force(self) -> None:
+        """Make durable what is acknowledged now, on every bookie."""
+        point = self.machine.force_point()
+        if point is None:
+            return
+        self.world.tell(self.name, f"forces up to {point.entry_id}")
+        left = set(point.ensemble)
+
+        def answered(bookie_id: BookieId, answer: object) -> None:
+            if answer is not None or not self.alive:
+                left.add(BookieId("an error"))
+                return
+            left.discard(bookie_id)
+            if not left:
+                self.hears(self._forced, point)
+
+        for bookie_id in point.ensemble:
+            self.cluster.carrier.force(self, bookie_id, partial(answered, bookie_id))
+
+    def _forced(self, point: ForcePoint) -> list[Action]:
+        before = self.machine.last_add_confirmed
+        self.machine.forced(point)
+        if self.machine.last_add_confirmed > before:
+            self.world.tell(self.name, f"is told that all up to {point.entry_id} is durable")
+            self.cluster.oracle.force_done(self.machine.last_add_confirmed)
+        return []
+
+    def tell_lac(self) -> None:
+        """The explicit LAC, to the write set of its entry."""
+        lac = self.machine.explicit_lac_due()
+        if lac is not None:
+            self.world.tell(self.name, f"tells that {lac} is confirmed")
+            self.cluster.oracle.lac_sent(lac)
+            for index in self.cluster.schedule.write_set(lac):
+                self.cluster.carrier.write_lac(self, self.machine.ensemble[index], lac, lambda _answer: None)
 
     def close(self) -> None:
         self.world.tell(self.name, "closes the ledger")
@@ -197,7 +260,7 @@ class Writer(Program):
         match action:
             case Acked(first, last):
                 self.world.tell(self.name, f"is told that {first} to {last} are stored")
-                oracle.acknowledged(first, last, durable=not self.cluster.settings.deferred_sync)
+                oracle.acknowledged(first, last)
             case Failed(first, last, error):
                 self.world.tell(self.name, f"is told that {first} to {last} failed: {error}")
                 oracle.refused(first, last)
@@ -232,7 +295,7 @@ class Recoverer(Program):
         self.started = True
         window = self.cluster.settings.window_entries
         self.machine = LedgerRecovery(
-            LEDGER_ID, metadata, DIGESTER, fence_only=self.fence_only, window_entries=window
+            LEDGER_ID, metadata, self.cluster.digester, fence_only=self.fence_only, window_entries=window
         )
         self.hears(self.machine.start)
 
@@ -264,13 +327,11 @@ class Recoverer(Program):
                 raise AssertionError(action)
 
     def _read(self, bookie_id: BookieId, entry_id: int, then: Callable[[Any], None]) -> None:
-        def at_bookie(node: BookieNode, reply: Callable[[object], None]) -> None:
-            if self.fences or entry_id == LAST_ENTRY:
-                node.fencing_read(LEDGER_ID, entry_id, DIGESTER.master_key, reply)
-            else:
-                reply(node.read(LEDGER_ID, entry_id))
-
-        self.cluster.ask(self.name, bookie_id, at_bookie, then)
+        if self.fences or entry_id == LAST_ENTRY:
+            self.cluster.carrier.fencing_read(self, bookie_id, entry_id, then)
+        else:
+            first = lambda answer: then(answer if isinstance(answer, BookKeeperError) else answer[0])  # noqa: E731
+            self.cluster.carrier.read(self, bookie_id, [EntryId(entry_id)], first)
 
 
 def _outcome_in_words(action: RecoveryDone | RecoveryAborted) -> str:
@@ -280,97 +341,3 @@ def _outcome_in_words(action: RecoveryDone | RecoveryAborted) -> str:
     return f"closed at {metadata.last_entry_id}" if metadata.closed else "fenced"
 
 
-class Reader(Program):
-    """Opens without recovery and follows the LAC; reads what it may, and tells the oracle."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        super().__init__(cluster, name)
-        self.lac: EntryId = INVALID_ENTRY_ID
-        self.given = 0  # entries read so far
-        self.failures = 0
-        assert cluster.metadata.current is not None
-        self.metadata = cluster.metadata.current.value
-        cluster.metadata.watch(self._watched)
-        self.machine = self  # nothing replaces it
-
-    @property
-    def state(self) -> MetadataState:
-        return self.metadata.state
-
-    def _watched(self, metadata: Versioned[LedgerMetadata] | None) -> None:
-        if metadata is not None:
-            self.metadata = metadata.value
-
-    def step(self) -> None:
-        """Ask how far one may read, then read the next entries."""
-        if not self.alive:
-            return
-        metadata = self.metadata
-        if metadata.closed:
-            self._learn(metadata.last_entry_id)
-            self._read_on()
-            return
-        coverage = LacCoverage(self.cluster.schedule)
-        for number, bookie_id in enumerate(metadata.last_segment.ensemble):
-            self.cluster.ask(
-                self.name,
-                bookie_id,
-                lambda node, reply: reply(node.lac(LEDGER_ID)),
-                partial(self._lac_heard, coverage, BookieIndex(number)),
-            )
-
-    def _lac_heard(self, coverage: LacCoverage, index: BookieIndex, answer: Any) -> None:
-        if coverage.state is not Coverage.PENDING or not self.alive:
-            return
-        state = (
-            coverage.failed(index, answer)
-            if isinstance(answer, BookKeeperError)
-            else coverage.answered(index, answer)
-        )
-        if state is Coverage.COVERED:
-            # As a handle does: closed metadata that came meanwhile bounds what bookies say.
-            end = self.metadata.last_entry_id if self.metadata.closed else coverage.last_add_confirmed
-            self._learn(max(self.lac, end))
-            self._read_on()
-
-    def _learn(self, lac: int) -> None:
-        if lac != self.lac:
-            self.world.tell(self.name, f"may read up to {lac}")
-        self.cluster.oracle.lac_given(lac, self.lac)
-        self.lac = EntryId(lac)
-
-    def _read_on(self) -> None:
-        if self.given > self.lac:
-            return
-        first = EntryId(self.given)
-        metadata = self.metadata
-        later = [s.first_entry_id for s in metadata.segments if s.first_entry_id > first]
-        last = EntryId(min([self.lac, *(e - 1 for e in later)]))
-        ensemble = metadata.segment_at(first).ensemble
-        read = RangeRead(self.cluster.schedule, DIGESTER, LEDGER_ID, first, last)
-        self._ask(read, ensemble, read.start())
-
-    def _ask(self, read: RangeRead, ensemble: tuple[BookieId, ...], groups: Any) -> None:
-        for index, entry_ids in groups.items():
-
-            def at_bookie(node: BookieNode, reply: Any, entry_ids: list[EntryId] = entry_ids) -> None:
-                reply([node.read(LEDGER_ID, entry_id) for entry_id in entry_ids])
-
-            then = partial(self._answered, read, ensemble, index, entry_ids)
-            self.cluster.ask(self.name, ensemble[index], at_bookie, then)
-
-    def _answered(
-        self, read: RangeRead, ensemble: tuple[BookieId, ...], index: BookieIndex, entry_ids: Any, answer: Any
-    ) -> None:
-        if read.done or not self.alive:
-            return
-        answers = [answer] * len(entry_ids) if isinstance(answer, BookKeeperError) else answer
-        self._ask(read, ensemble, read.answered(index, entry_ids, answers))
-        if not read.done:
-            return
-        if read.error is not None:
-            self.failures += 1
-            return
-        for entry in read.entries():
-            self.cluster.oracle.entry_given(entry.entry_id, entry.payload)
-            self.given = max(self.given, entry.entry_id + 1)

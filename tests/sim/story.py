@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 from bkctl.quorum.actions import RecoveryAborted, RecoveryDone
 from bkctl.quorum.adds import WriterState
 from bkctl.types import BookieId
 from tests.sim.bookie_node import BookieNode
 from tests.sim.cluster import Cluster
+from tests.sim.event_loop import event_loop_of
+from tests.sim.expectations import check
 from tests.sim.plan import Plan, Trap
-from tests.sim.programs import Program, Reader, Recoverer, Writer
+from tests.sim.programs import Program, Recoverer, Writer
+from tests.sim.reader import Reader
 from tests.sim.world import MS, S, World
 
 _QUIET_US = 20 * S  # longer than any request timer
@@ -26,14 +30,25 @@ class Story:
 
     plan: Plan
     world: World
+    mode: str = "a"
     cluster: Cluster = field(init=False)
     writer: Writer = field(init=False)
     recoverers: list[Recoverer] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
+    read_before_healing: dict[str, int] = field(default_factory=dict)
     reached: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.cluster = Cluster(self.world, self.plan.shape, self.plan.settings)
+        plan = self.plan
+        damage = any(step.verb == "rot" for step in (*plan.acts, *plan.traps))
+        self.cluster = Cluster(
+            self.world,
+            plan.shape,
+            replace(plan.settings),  # healing changes it
+            mode=self.mode,
+            ensemble=plan.ensemble,
+            protect=damage,
+        )
         self.writer = Writer(self.cluster)
         for node in self.cluster.bookies.values():
             node.hook = self._bookie_at
@@ -78,6 +93,18 @@ class Story:
         if self.writer.open:
             self.writer.add(int(count))
 
+    def do_add_at(self, entry_id: str) -> None:
+        if self.writer.open:
+            self.writer.add_at(int(entry_id))
+
+    def do_force(self) -> None:
+        if self.writer.open:
+            self.writer.force()
+
+    def do_tell_lac(self) -> None:
+        if self.writer.open:
+            self.writer.tell_lac()
+
     def do_close(self) -> None:
         if self.writer.open:
             self.writer.close()
@@ -90,9 +117,18 @@ class Story:
         self.recoverers.append(Recoverer(self.cluster, name, fence_only=True))
 
     def do_read(self, number: str = "1") -> None:
+        self._reader(number).step()
+
+    def do_poll(self, number: str = "1") -> None:
+        self._reader(number).poll()
+
+    def _reader(self, number: str) -> Reader:
         while len(self.readers) < int(number):
             self.readers.append(Reader(self.cluster, f"reader{len(self.readers) + 1}"))
-        self.readers[int(number) - 1].step()
+        return self.readers[int(number) - 1]
+
+    def do_delete(self) -> None:
+        self.cluster.metadata.delete()
 
     def do_kill(self, name: str) -> None:
         self._program(name, lambda program: program.kill())
@@ -113,8 +149,7 @@ class Story:
             self.writer.retry()
 
     def do_crash(self, bookie: str) -> None:
-        self._node(bookie).crash()
-        self.cluster.network.reset(bookie)
+        self.cluster.crash(BookieId(bookie))
 
     def do_restart(self, bookie: str) -> None:
         self._node(bookie).restart()
@@ -138,13 +173,34 @@ class Story:
 
     def do_cut(self, program: str, bookie: str) -> None:
         self.world.tell(program, f"is cut off from {bookie}")
-        self.cluster.network.cut(program, bookie)
+        self.cluster.cut(program, BookieId(bookie))
 
     def do_join(self, program: str, bookie: str) -> None:
-        self.cluster.network.link(program, bookie).open = True
+        self.cluster.join(program, BookieId(bookie))
 
     def do_slow(self, program: str, bookie: str, milliseconds: str) -> None:
         self.cluster.network.link(program, bookie).delay_us = int(float(milliseconds) * MS)
+
+    def _may_damage(self, bookie: str) -> bool:
+        """Fewer bookies than an ack quorum may lose what they hold; otherwise losses are no violation."""
+        damaged = self.cluster.oracle.damaged
+        if bookie not in damaged and len(damaged) >= self.cluster.schedule.ack_quorum_size - 1:
+            return False
+        damaged.add(bookie)
+        return True
+
+    def do_rot(self, bookie: str, entry_id: str) -> None:
+        """A bit of one of its entries flips."""
+        if self._may_damage(bookie) and self._node(bookie).rot(int(entry_id)):
+            self.world.covered["bit rot"] += 1
+            self.world.tell(bookie, f"keeps entry {entry_id} badly")
+
+    def do_wipe(self, bookie: str) -> None:
+        """Its disks are exchanged for empty ones, with the machine's name kept."""
+        if self._may_damage(bookie):
+            self.world.covered["bookie wiped"] += 1
+            self.world.tell(bookie, "lost its disks")
+            self.cluster.wipe(BookieId(bookie))
 
     def _node(self, bookie: str) -> BookieNode:
         return self.cluster.bookies[BookieId(bookie)]
@@ -154,6 +210,7 @@ class Story:
     def _end(self) -> None:
         """Everything is healed; then every call returns, the ledger can be closed, and all is there."""
         cluster, writer = self.cluster, self.writer
+        self.read_before_healing = {reader.name: reader.given for reader in self.readers}
         cluster.heal()
         for program in (writer, *self.recoverers, *self.readers):
             program.go_on()
@@ -165,16 +222,20 @@ class Story:
             assert state not in (WriterState.CHANGING, WriterState.CLOSING), (
                 f"I14: the writer is {state.value}"
             )
-            if not self.plan.settings.advanced:
+            if not cluster.oracle.advanced:
                 silent = cluster.oracle.payloads.keys() - cluster.oracle.outcomes.keys()
                 assert not silent, f"I14: no outcome of the adds {sorted(silent)}"
         for program in self.recoverers:
             assert not program.alive or program.outcome is not None, f"I14: {program.name} hangs"
+        if cluster.oracle.deleted:
+            check(self)
+            return
         last = Recoverer(cluster, "last")
         self.world.run(self.world.now + _QUIET_US)
         assert isinstance(last.outcome, RecoveryDone), f"I14: {_reason(last)}"
         cluster.oracle.check_end()
         self._read_all()
+        check(self)
 
     def _read_all(self) -> None:
         oracle = self.cluster.oracle
@@ -194,13 +255,19 @@ def _reason(program: Recoverer) -> object:
     return outcome.error if isinstance(outcome, RecoveryAborted) else "still recovering"
 
 
-def run(plan: Plan, *, trace: bool = False) -> Story:
+def run(plan: Plan, *, trace: bool = False, mode: str = "a") -> Story:
     """Carry `plan` out. Raises ViolationError."""
-    story = Story(plan, World(plan.seed, trace=trace))
+    world = World(plan.seed, trace=trace)
     try:
-        story.tell()
+        with event_loop_of(world) if mode != "a" else nullcontext():
+            story = Story(plan, world, mode)
+            try:
+                story.tell()
+            finally:
+                story.cluster.carrier.close()
     except Exception as error:
         if trace:
-            raise ViolationError(f"{error!r}\n{story.world.story()}\n{plan.text()}") from error
-        raise ViolationError(f"{error!r}, profile {plan.profile}, seed {plan.seed}") from error
+            raise ViolationError(f"{error!r}\n{world.story()}\n{plan.text()}") from error
+        where = f"profile {plan.profile}, seed {plan.seed}, mode {mode}"
+        raise ViolationError(f"{error!r}, {where}") from error
     return story

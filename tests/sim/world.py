@@ -19,6 +19,7 @@ class World:
         self.seed = seed
         self.now = 0
         self.trace: list[tuple[int, str, str]] | None = [] if trace else None
+        self.failure: BaseException | None = None  # of something that no caller would see
         self.covered: Counter[str] = Counter()  # hooks that fired, cells of state tables that were entered
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -40,6 +41,8 @@ class World:
                 return
             self.now, _sequence, event = heapq.heappop(events)
             event()
+            if self.failure is not None:
+                raise self.failure
         raise AssertionError(f"I14: no end in sight after {events_max} events")
 
     def tell(self, actor: str, text: str) -> None:
