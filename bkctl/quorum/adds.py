@@ -256,8 +256,14 @@ class LedgerAdds:
         return self._begin_change()
 
     def bookie_failed(self, bookie_id: BookieId, error: BookKeeperError) -> list[Action]:
-        """A bookie is gone or late: whatever was sent to it and not answered is unknown."""
+        """A bookie is gone or late: whatever was sent to it and not answered is unknown.
+
+        Under deferred sync that goes for what it answered, too: a bookie that comes back has lost what
+        was not synced, and would answer a force all the same.
+        """
         index = self._index_of(bookie_id)
+        if self._deferred_sync and index is not None and self._pending.acked > self.last_add_confirmed:
+            return self.failed(bookie_id, self._pending.acked, error)
         outstanding = self._pending.first_outstanding(index) if index is not None else None
         if outstanding is None:
             return []
@@ -484,8 +490,17 @@ class LedgerAdds:
         return ForcePoint(self._pending.acked, length, self._pending.ensemble)
 
     def forced(self, point: ForcePoint) -> None:
-        """Every bookie of the ensemble has synced everything up to `point`."""
+        """Every bookie of the ensemble has synced everything up to `point`.
+
+        Raises:
+            LedgerClosedError: too late, the ledger ends, or was closed, before `point`.
+        """
         if point.entry_id > self.last_add_confirmed:
+            if self.state not in (WriterState.OPEN, WriterState.CHANGING):
+                raise LedgerClosedError(
+                    f"ledger {self.ledger_id} ends at entry {self.last_add_confirmed}; the force up to "
+                    f"entry {point.entry_id} came too late"
+                )
             self._confirm(point.entry_id)
             self._confirmed_length = point.length
 

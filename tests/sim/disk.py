@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bkctl.formats import entry_log_metadata as log_metadata
 from bkctl.formats import index as fmt
+from bkctl.formats.entry_log_metadata import EntryLogMetadata
 from bkctl.server.storage.fs import Buffer
 
 _SECTOR = 512
@@ -234,6 +236,12 @@ class SimFs:
         file = self.disk.names[Path(old)]
         self.disk.name(Path(new).parent, {Path(old): None, Path(new): file})
 
+    def link(self, old: Path, new: Path) -> None:
+        if Path(new) in self.disk.names:
+            raise FileExistsError(errno.EEXIST, "exists", str(new))
+        self.disk.change("link", new)
+        self.disk.name(Path(new).parent, {Path(new): self.disk.names[Path(old)]})
+
     def unlink(self, path: Path) -> None:
         if Path(path) not in self.disk.names:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
@@ -339,11 +347,24 @@ class SimLedgersIndex:
         return {
             fmt.unpack_ledger_key(key): fmt.unpack_ledger_data(value)
             for key, value in self._table.values.items()
+            if fmt.unpack_ledger_key(key) >= 0
         }
 
-    def write(self, changed: Mapping[int, fmt.LedgerData], deleted: Collection[int]) -> None:
+    def tombstones(self) -> list[int]:
+        first, end = fmt.tombstone_key_range()
+        return fmt.entry_ids_of_keys(sorted(key for key in self._table.values if first <= key < end))
+
+    def write(
+        self,
+        changed: Mapping[int, fmt.LedgerData],
+        deleted: Collection[int],
+        buried: Collection[int] = (),
+        exhumed: Collection[int] = (),
+    ) -> None:
         rows = {fmt.ledger_key(ledger_id): fmt.pack_ledger_data(data) for ledger_id, data in changed.items()}
+        rows |= {fmt.tombstone_key(ledger_id): fmt.TOMBSTONE for ledger_id in buried}
         gone = [fmt.ledger_key(ledger_id) for ledger_id in deleted]
+        gone += [fmt.tombstone_key(ledger_id) for ledger_id in exhumed]
 
         def batch(values: dict[bytes, bytes]) -> None:
             for key in gone:
@@ -351,6 +372,36 @@ class SimLedgersIndex:
             values.update(rows)
 
         self._table.write(batch)
+
+    def sync(self) -> None:
+        self._table.sync()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SimEntryLogMetadataIndex:
+    """As bkctl.server.storage.index.EntryLogMetadataIndex, on a `Disk`."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._table = _table(disk, path)
+
+    def get(self, log_id: int) -> EntryLogMetadata | None:
+        value = self._table.values.get(log_metadata.pack_key(log_id))
+        return None if value is None else log_metadata.decode(value)
+
+    def log_ids(self) -> list[int]:
+        return sorted(int.from_bytes(key, "big") for key in self._table.values)
+
+    def put(self, metadata: EntryLogMetadata) -> None:
+        key, value = log_metadata.pack_key(metadata.log_id), log_metadata.encode(metadata)
+        self._table.write(lambda values: values.update({key: value}))
+
+    def delete(self, log_id: int) -> None:
+        def delete(values: dict[bytes, bytes]) -> None:
+            values.pop(log_metadata.pack_key(log_id), None)
+
+        self._table.write(delete)
 
     def sync(self) -> None:
         self._table.sync()

@@ -49,7 +49,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self._later(handle, max(0, math.ceil(when * S) - self._world.now))
+        ahead = when - self.time()
+        self._later(handle, max(1, math.ceil(ahead * S)) if ahead > 0 else 0)  # never too early
         return handle
 
     def call_later(  # type: ignore[override]

@@ -11,7 +11,6 @@ from bkctl.errors import BookieHandleNotAvailableError, BookKeeperError, Request
 from bkctl.quorum.actions import SendAdds
 from bkctl.types import BookieId, EntryId
 from tests.sim.bookie_node import BookieNode
-from tests.sim.world import MS
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -26,8 +25,8 @@ class ObjectCarrier:
 
     def __init__(self, cluster: "Cluster") -> None:
         self._cluster = cluster
-        self._random = cluster.world.stream("connections")
         self._senders: dict[BookieId, dict[str, Program]] = {}  # who sent adds, and hears of a crash
+        self._unaware: dict[tuple[str, BookieId], Program] = {}  # cut off when the bookie crashed
 
     def _ask(
         self,
@@ -127,19 +126,24 @@ class ObjectCarrier:
     # -- connections, as far as a program notices them -----------------------------------------------
 
     def crashed(self, bookie_id: BookieId) -> None:
-        for program in self._senders.pop(bookie_id, {}).values():
-            if self._cluster.network.link(program.name, bookie_id).open:
-                self._lost(program, bookie_id, 1 + int(self._random.random() * 2 * MS))
+        for name, program in self._senders.pop(bookie_id, {}).items():
+            if self._cluster.network.link(name, bookie_id).open:
+                self._lost(program, bookie_id, 1)
+            else:
+                self._unaware[name, bookie_id] = program
 
     def cut(self, program: str, bookie_id: BookieId) -> None:
         """Only timers notice."""
 
     def joined(self, program: str, bookie_id: BookieId) -> None:
-        """Nobody notices."""
+        if (unaware := self._unaware.pop((program, bookie_id), None)) is not None:
+            self._lost(unaware, bookie_id, 1)
 
     def killed(self, program: "Program") -> None:
         """Nobody hears what it would be told."""
 
-    def heal(self) -> None: ...
+    def heal(self) -> None:
+        for name, bookie_id in list(self._unaware):
+            self.joined(name, bookie_id)
 
     def close(self) -> None: ...

@@ -13,6 +13,7 @@ from bkctl.errors import (
     BkctlError,
     BookKeeperError,
     DuplicateEntryIdError,
+    LedgerClosedError,
     MetadataUnreachableError,
     NoSuchLedgerOnMetadataServerError,
     RequestTimeoutError,
@@ -227,7 +228,8 @@ class Writer(Program):
 
     def _forced(self, point: ForcePoint) -> list[Action]:
         before = self.machine.last_add_confirmed
-        self.machine.forced(point)
+        with suppress(LedgerClosedError):  # what its caller is told
+            self.machine.forced(point)
         if self.machine.last_add_confirmed > before:
             self.world.tell(self.name, f"is told that all up to {point.entry_id} is durable")
             self.cluster.oracle.force_done(self.machine.last_add_confirmed)

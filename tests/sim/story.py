@@ -117,12 +117,16 @@ class Story:
         self.recoverers.append(Recoverer(self.cluster, name, fence_only=True))
 
     def do_read(self, number: str = "1") -> None:
-        self._reader(number).step()
+        if reader := self._reader(number):
+            reader.step()
 
     def do_poll(self, number: str = "1") -> None:
-        self._reader(number).poll()
+        if reader := self._reader(number):
+            reader.poll()
 
-    def _reader(self, number: str) -> Reader:
+    def _reader(self, number: str) -> Reader | None:
+        if len(self.readers) < int(number) and self.cluster.oracle.deleted:
+            return None  # it finds nothing to open
         while len(self.readers) < int(number):
             self.readers.append(Reader(self.cluster, f"reader{len(self.readers) + 1}"))
         return self.readers[int(number) - 1]

@@ -480,6 +480,48 @@ def test_deferred_adds_are_confirmed_by_a_force_and_never_change_the_ensemble() 
     assert (write.metadata.last_entry_id, write.metadata.length) == (0, 3)
 
 
+def test_a_force_that_ends_behind_the_close_is_refused() -> None:
+    """Its entries are cut off: success would be a lie."""
+    writer = _writer(deferred_sync=True)
+    _add(writer)
+    writer.stored(A, 0, 0)
+    writer.stored(B, 0, 0)
+    point = writer.force_point()
+    assert point is not None
+    (write,) = writer.close()
+    with pytest.raises(LedgerClosedError, match="ends at entry -1"):
+        writer.forced(point)
+    assert writer.metadata_written(1) == [CloseDone(None)]
+    assert (write.metadata.last_entry_id, writer.last_add_confirmed) == (-1, -1)
+
+
+def test_a_bookie_lost_before_the_force_ends_a_deferred_writer() -> None:
+    """It acknowledged what it had not synced; back again it would answer the force."""
+    writer = _writer(deferred_sync=True)
+    _add(writer)
+    for bookie_id in (A, B, C):
+        writer.stored(bookie_id, 0, 0)
+    point = writer.force_point()
+    assert point is not None
+    (write,) = writer.bookie_failed(A, LOST)
+    assert isinstance(writer.error, WriteError)
+    assert write.metadata.last_entry_id == -1
+    with pytest.raises(LedgerClosedError):
+        writer.forced(point)
+
+
+def test_a_bookie_lost_after_the_force_is_no_matter() -> None:
+    writer = _writer(deferred_sync=True)
+    _add(writer)
+    for bookie_id in (A, B, C):
+        writer.stored(bookie_id, 0, 0)
+    point = writer.force_point()
+    assert point is not None
+    writer.forced(point)
+    assert writer.bookie_failed(A, LOST) == []
+    assert writer.state is WriterState.OPEN
+
+
 def test_an_advanced_writer_takes_any_id_once_and_a_gap_holds_back_the_rest() -> None:
     writer = _writer(advanced=True)
     _, actions = writer.add([b"two"], EntryId(2))
