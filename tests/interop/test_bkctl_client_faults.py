@@ -74,7 +74,6 @@ async def test_killed_bookie_is_replaced_amid_pipelined_adds_and_nothing_is_lost
         await writing.acked(seeded.randint(0, acked_max))
         bookie = cluster.bookie(seeded.choice(writing.writer.metadata.last_segment.ensemble))
         bookie.kill()
-        bookie.start(wait=False)
         try:
             await writing.acked(writing.acked_count + 5000)
             acked, failure = await writing.stop()
@@ -86,6 +85,9 @@ async def test_killed_bookie_is_replaced_amid_pipelined_adds_and_nothing_is_lost
             async with cluster.client() as second:  # the bookie is still away
                 await assert_holds(second, writing.writer.ledger_id, acked)
         finally:
+            async with asyncio.timeout(PATIENCE_S):  # or its old registration would pass for the new one
+                while bookie.name in await client.metadata.registration.writable():
+                    await asyncio.sleep(0.05)
             await restarted([bookie])
 
 
