@@ -1,0 +1,209 @@
+"""Mode C: a bookie with its whole storage on a simulated disk: journal, entry logs, indexes, checkpoints.
+
+A crash is a power loss: the disk keeps what was synced, and of the rest what a drawn `Loss` says. A
+restart is the real one, and everything that was durable must be there (B5).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bkctl.formats import index as index_format
+from bkctl.formats import journal as journal_format
+from bkctl.server.storage.checkpoint import Checkpointer
+from bkctl.server.storage.journal import JournalSettings, read_last_marks, replay
+from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
+from tests.sim.bookie_node import BookieNode
+from tests.sim.disk import Disk, Loss, SimFs, SimLedgersIndex, SimLocationsIndex
+from tests.sim.storage_node import InlineExecutor, SteppedJournal
+from tests.sim.world import MS
+
+_JOURNAL_DIRECTORY = Path("/journal/current")
+_LEDGERS = "/ledgers"
+_CACHE_BYTES = 8 << 10  # two arenas: a few dozen entries fill one
+_CHECKPOINT_US_MAX = 80 * MS
+
+
+class DiskJournal(SteppedJournal):
+    """Its thread, in steps of virtual time: a group is written and synced some time after it was begun."""
+
+    node: "DiskBookieNode"
+    busy = False
+
+    def append(self, parts: Sequence[Any], token: Any | None, *, deferred: bool = False) -> None:
+        super().append(parts, token, deferred=deferred)
+        self.node.unsynced.append(b"".join(parts))
+        if not self.busy:
+            self.busy = True
+            self.node.world.after(self.node.sync_delay(), self._work)
+
+    def _work(self) -> None:
+        node = self.node
+        self.busy = False
+        if node.journal is not self or not node.up:
+            return  # of a life before
+        group, node.unsynced = node.unsynced, []
+        self.step()
+        assert not self._unsynced
+        node.keep(group)
+        if node.unsynced and not self.busy:
+            self.busy = True
+            node.world.after(node.sync_delay(), self._work)
+
+
+class DiskBookieNode(BookieNode):
+    """`entries`: what is durable, by ledger and entry id."""
+
+    def _boot(self, _journal: bytes) -> None:
+        self.life += 1
+        self._requests = None
+        if self.life == 1:
+            self.disk = Disk()
+            self.entries: dict[tuple[int, int], bytes] = {}
+        self.unsynced: list[bytes] = []
+        self._checkpointing = False
+        fs = SimFs(self.disk)
+        storage = self.storage = LedgerStorage(  # type: ignore[assignment]
+            StorageSettings(
+                [_LEDGERS],
+                [_LEDGERS],
+                write_cache_bytes=_CACHE_BYTES,
+                read_cache_bytes=0,
+                entry_log_bytes_max=2048,
+                index_cache_bytes=1 << 10,
+            ),
+            fs,
+            open_indexes=self._open_indexes,  # type: ignore[arg-type]  # of the simulation
+        )
+        fs.mkdir(_JOURNAL_DIRECTORY)
+        storage.open()
+        storage.threads = (InlineExecutor(),)  # type: ignore[assignment]
+        for records in replay(_JOURNAL_DIRECTORY, fs, read_last_marks(fs, storage.current_directories, 0, 1)):
+            storage.replay(records)
+        storage.flush_all()
+        self.journal = journal = self._new_journal(fs)
+        journal.start(1000)
+        self.bookie = self.make_bookie()
+        self.bookie.read_only = self.read_only
+        for descriptor in storage.directories[0].ledgers.values():
+            descriptor.key_journaled = True
+        self._checkpointer = Checkpointer(storage, [journal], fs)
+        self._check_durable()
+        self._checkpoint_later()
+
+    def _new_journal(self, fs: SimFs) -> Any:
+        def completed(tokens: list[Any]) -> None:
+            self.completed(journal, tokens)  # type: ignore[arg-type]
+
+        journal = DiskJournal(
+            JournalSettings(
+                directory=_JOURNAL_DIRECTORY, size_bytes_max=2048, preallocate_bytes=1024, backups_max=0
+            ),
+            fs,
+            completed=completed,
+            failed=lambda error: None,
+        )
+        journal.node = self
+        return journal
+
+    def _open_indexes(self, index_current: Path, _block_cache: object) -> tuple[Any, Any]:
+        ledgers = SimLedgersIndex(self.disk, index_current / "ledgers")
+        return ledgers, SimLocationsIndex(self.disk, index_current / "locations")
+
+    # -- what is durable -----------------------------------------------------------------------------
+
+    def keep(self, group: list[bytes]) -> None:
+        data = b"".join(group)
+        for record in journal_format.scan_records(data, 0, 6, at_end_of_file=True).records:
+            if record.kind is journal_format.RecordKind.ENTRY:
+                self.entries[record.ledger_id, record.entry_id] = record.body
+
+    def _check_durable(self) -> None:
+        """After a restart: what was durable is there; what else survived is durable now."""
+        (directory,) = self.storage.directories
+        wanted = list(self.entries)
+        for ids, found in zip(wanted, directory.load_entries(wanted), strict=True):
+            assert isinstance(found, bytes), f"B5: {self.bookie_id} lost the durable entry {ids}: {found}"
+        for ledger_id in self.fence_answered if self.life > 1 else ():
+            descriptor = directory.ledgers.get(ledger_id)
+            assert descriptor is not None, f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
+            assert descriptor.fenced, f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
+        for ledger_id in directory.ledgers:
+            ids = [(ledger_id, entry_id) for entry_id in directory.load_entry_ids(ledger_id)]
+            for key, body in zip(ids, directory.load_entries(ids), strict=True):
+                assert isinstance(body, bytes), f"B4: {self.bookie_id} cannot read entry {key}: {body}"
+                self.entries.setdefault(key, body)  # which may have been damaged since
+
+    def durable_entry(self, ledger_id: int, entry_id: int) -> bytes | None:
+        return self.entries.get((ledger_id, entry_id))
+
+    # -- life and death ------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        if self.up:
+            self.world.tell(self.bookie_id, "loses power")
+            self.world.covered["bookie crash"] += 1
+            self.up = False
+            loss = self._random.choice(list(Loss))
+            self.world.covered[f"disk keeps {loss.value}"] += 1
+            self.disk = self.disk.after_power_loss(loss, self._random)
+            self._waiting.clear()
+
+    def restart(self) -> None:
+        if not self.up and not self.wiped:
+            self.world.tell(self.bookie_id, "is back")
+            self.up = True
+            self.paused = False
+            self._boot(b"")
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def request_checkpoint(self) -> None:
+        if not self._checkpointing:
+            self._checkpointing = True
+            asyncio.get_running_loop().create_task(self._checkpoint(self.bookie.room_again))
+
+    async def _checkpoint(self, rotated: Callable[[], None]) -> None:
+        life = self.life
+        await self._checkpointer.checkpoint(rotated)
+        self.world.covered["checkpoint"] += 1
+        if self.life == life and self.up:
+            self._checkpointing = False
+            self.hook("checkpoint", self)
+
+    def _checkpoint_later(self) -> None:
+        life = self.life
+
+        def now() -> None:
+            if self.life == life and self.up and self.background:
+                self.request_checkpoint()
+                self._checkpoint_later()
+
+        self.world.after(MS + int(self._random.random() * _CHECKPOINT_US_MAX), now)
+
+    # -- damage --------------------------------------------------------------------------------------
+
+    def rot(self, entry_id: int) -> bool:
+        if not self.up or self.durable_entry(self.ledger_id, entry_id) is None or self.unsynced:
+            return False
+        (directory,) = self.storage.directories
+        key = index_format.entry_key(self.ledger_id, entry_id)
+        for cache in (directory.active, directory.flushing):
+            position = cache.index.get(key) if cache is not None else None
+            if cache is not None and position is not None:
+                size = int.from_bytes(cache.view[position : position + 4])
+                cache.view[position + 4 + size - 1] ^= 0x10
+                return True
+        return self._rot_on_disk(key, entry_id)
+
+    def _rot_on_disk(self, key: bytes, entry_id: int) -> bool:
+        (body,) = self.storage.directories[0].load_entries([(self.ledger_id, entry_id)])
+        if isinstance(body, bytes):
+            for path, file in self.disk.names.items():
+                at = file.data.find(body) if path.suffix == ".log" else -1
+                if at >= 0:
+                    file.data[at + len(body) - 1] ^= 0x10
+                    file.durable = bytes(file.data[: len(file.durable)])
+                    return True
+        return False
