@@ -72,6 +72,24 @@ class BookieSettings:
     disk_check_interval_ms: int = _setting("diskCheckInterval", 10_000, low=10)
     high_priority_bytes_min: int = _setting("minUsableSizeForHighPriorityWrites", 1 << 30, low=0)
 
+    gc_wait_ms: int = _setting("gcWaitTime", 600_000, low=1)
+    gc_metadata_reads_per_s: int = _setting("gcMetadataOpRateLimit", 1000, low=1)
+    gc_over_replicated_wait_ms: int = _setting("gcOverreplicatedLedgerWaitTime", 86_400_000)
+    gc_over_replicated_at_once: int = _setting("gcOverreplicatedLedgerMaxConcurrentRequests", 1000, low=1)
+    gc_forced_when_full: bool = _setting("isForceGCAllowWhenNoSpace", False)
+    minor_compaction_ratio: float = _setting("minorCompactionThreshold", 0.2, high=1)
+    minor_compaction_interval_s: int = _setting("minorCompactionInterval", 3600)
+    minor_compaction_ms_max: int = _setting("minorCompactionMaxTimeMillis", -1)
+    major_compaction_ratio: float = _setting("majorCompactionThreshold", 0.8, high=1)
+    major_compaction_interval_s: int = _setting("majorCompactionInterval", 86_400)
+    major_compaction_ms_max: int = _setting("majorCompactionMaxTimeMillis", -1)
+    compaction_forced_allowed: bool = _setting("forceAllowCompaction", False)
+    compaction_of_small_logs: bool = _setting("useTargetEntryLogSizeForGc", False)
+    compaction_rate: int = _setting("compactionRate", 1000, low=1)
+    compaction_entries_per_s: int = _setting("compactionRateByEntries", 0, low=0)  # 0: compactionRate
+    compaction_bytes_per_s: int = _setting("compactionRateByBytes", 1_000_000, low=1)
+    compaction_by_bytes: bool = _setting("isThrottleByBytes", False)
+
     warnings: tuple[str, ...] = ()  # one line each: keys that have no effect here
     refusals: tuple[str, ...] = ()  # one line each: why a bookie must not start with these settings
 
@@ -223,10 +241,28 @@ def _check_relations(settings: BookieSettings) -> None:
             raise BadInputError(
                 f"{name.replace('_', ' ')}: one directory is named twice: {', '.join(listed)}"
             )
+    _check_compactions(settings)
     if settings.disk_usage_warn > settings.disk_usage_max:
         raise BadInputError("diskUsageWarnThreshold must not be above diskUsageThreshold")
     if settings.journal_alignment_bytes % 512:
         raise BadInputError("journalAlignmentSize must be a multiple of 512")
+
+
+def _check_compactions(settings: BookieSettings) -> None:
+    """Raises BadInputError as upstream's collector refuses to start."""
+    minor = settings.minor_compaction_ratio, settings.minor_compaction_interval_s
+    major = settings.major_compaction_ratio, settings.major_compaction_interval_s
+    enabled = [min(kind) > 0 for kind in (minor, major)]
+    for name, (_, interval_s), on in zip(("minor", "major"), (minor, major), enabled, strict=True):
+        if on and interval_s * 1000 < settings.gc_wait_ms:
+            raise BadInputError(
+                f"{name}CompactionInterval ({interval_s} s) must not be below gcWaitTime"
+                f" ({settings.gc_wait_ms} ms)"
+            )
+    if all(enabled) and not (minor[0] < major[0] and minor[1] < major[1]):
+        raise BadInputError(
+            "minorCompactionThreshold and minorCompactionInterval must be below those of major compactions"
+        )
 
 
 def defaults() -> dict[str, Any]:

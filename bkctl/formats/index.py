@@ -2,10 +2,13 @@
 
     locations   ledger id i64, entry id i64  ->  location i64 (see formats.entry_log)
     ledgers     ledger id i64                ->  LedgerData (protobuf)
+                -0xDEAD i64, ledger id i64   ->  LedgerData of a tombstone
 
 Big-endian, so that the order of the bytes is the order of (ledger, entry). The same 16 bytes begin
 every stored entry: they need not be packed again. Negative ledger ids are reserved in `ledgers`: one
-key holds the flags of the storage.
+key holds the flags of the storage. Tombstones remember ledgers that were fenced when they were deleted;
+only bkctl writes them. Upstream passes over negative ids since 4.15, and before it takes all tombstones
+for one ledger of a negative id that nobody asks for.
 
 Source: spec storage section 6; upstream LedgerMetadataIndex, EntryLocationIndex.
 """
@@ -26,6 +29,7 @@ ID_MAX = 2**63 - 1
 # The numbers below are on disks: do not change them.
 STORAGE_FLAGS_KEY = (-0xEEFD).to_bytes(8, "big", signed=True)
 FLAG_NEEDS_INTEGRITY_CHECK = 1
+_TOMBSTONES_ID = -0xDEAD
 
 _ENTRY_KEY = Struct(">qq")
 _I64 = Struct(">q")
@@ -87,6 +91,19 @@ def unpack_ledger_key(key: bytes) -> int:
     if len(key) not in (LEDGER_KEY_BYTES, ENTRY_KEY_BYTES):
         raise CorruptDataError(f"ledgers index: a key of {len(key)} bytes")
     return int(_I64.unpack_from(key)[0])
+
+
+def tombstone_key(ledger_id: int) -> bytes:
+    return _ENTRY_KEY.pack(_TOMBSTONES_ID, ledger_id)
+
+
+def tombstone_key_range() -> tuple[bytes, bytes]:
+    """(first, end exclusive) of the keys of all tombstones."""
+    return _ENTRY_KEY.pack(_TOMBSTONES_ID, 0), _ENTRY_KEY.pack(_TOMBSTONES_ID + 1, 0)
+
+
+TOMBSTONE = pack_ledger_data(LedgerData(fenced=True, master_key=b""))
+"""What stands under the key of a tombstone."""
 
 
 def unpack_storage_flags(value: bytes) -> int:

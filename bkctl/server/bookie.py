@@ -117,6 +117,8 @@ class Bookie:
     ) -> LedgerDescriptor:
         if self.read_only and not (high_priority and self.high_priority_writes):
             raise WriteOnReadOnlyBookieError("this bookie is read-only")
+        if not recovery and self.storage.fenced_and_deleted(ledger_id):
+            raise LedgerFencedError(f"ledger {ledger_id} was fenced, and is deleted")
         descriptor = self._opened(ledger_id, master_key)
         if not recovery:
             if descriptor.fenced:
@@ -126,6 +128,11 @@ class Bookie:
                     f"ledger {ledger_id} may have been fenced before a loss of data"
                 )
         return descriptor
+
+    def delete_ledger(self, ledger_id: int) -> None:
+        """Forget a ledger that the metadata store no longer has here; who waits on it is told so."""
+        self.storage.directory_for(ledger_id).delete_ledger(ledger_id)
+        self.lac_waiters.wake(ledger_id)
 
     # -- adds ------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The order in which a bookie comes up and goes down.
 
 Up: identity → directories locked → cookies → storage → replay → checkpoint → journals → port → registration.
-Down: unregister → port → last checkpoint → journals → storage → clean mark. A kill at any point costs
-only replay time: what was acknowledged is in the journal.
+Down: unregister → port → last checkpoint → garbage collection → journals → storage → clean mark. A kill at
+any point costs only replay time: what was acknowledged is in the journal.
 
 Source: spec storage section 11; upstream EmbeddedServer, BookieImpl.
 """
@@ -27,6 +27,8 @@ from bkctl.metadata.registration import RegistrationManager
 from bkctl.metadata.store import MetadataStore
 from bkctl.server.bookie import Bookie, Token
 from bkctl.server.disk_monitor import disk_space
+from bkctl.server.garbage_collector import GarbageCollector
+from bkctl.server.garbage_ledgers import GarbageLedgers, MetadataRate
 from bkctl.server.identity import bookie_address, bookie_id_of, check_cookies, current_directories
 from bkctl.server.listener import Listener
 from bkctl.server.reads import Reads
@@ -34,6 +36,7 @@ from bkctl.server.requests import Requests
 from bkctl.server.requests_v3 import RequestsV3
 from bkctl.server.storage.checkpoint import Checkpointer
 from bkctl.server.storage.fs import Fs
+from bkctl.server.storage.index import ENTRY_LOG_METADATA_NAME, EntryLogMetadataIndex
 from bkctl.server.storage.journal import Journal, JournalSettings, read_last_marks, replay
 from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
 from bkctl.types import Address, BookieId
@@ -55,6 +58,7 @@ class BookieServer:
         self._exits = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_wanted = asyncio.Event()
+        self._disk_usage = 0.0  # of the fullest ledger disk
         # Why the bookie is read-only; empty: it is writable.
         self.read_only_reasons: set[str] = {"forceReadOnlyBookie"} if settings.force_read_only else set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -64,6 +68,7 @@ class BookieServer:
         self.reads: Reads
         self.storage: LedgerStorage
         self.listener: Listener
+        self.collector: GarbageCollector
 
     # -- up --------------------------------------------------------------------------------------
 
@@ -100,6 +105,7 @@ class BookieServer:
         self._exits.push_async_callback(self.listener.close)
         await self._register()
         self._exits.push_async_callback(self._unregister)
+        self._start_collector()
         self._spawn(self._checkpoint_regularly())
         self._spawn(self._watch_disks())
 
@@ -218,6 +224,20 @@ class BookieServer:
         space = disk_space(self._settings.ledger_directories)
         return space.total_bytes, space.free_bytes
 
+    def _start_collector(self) -> None:
+        settings = self._settings
+        rate = MetadataRate(settings.gc_metadata_reads_per_s, settings.gc_over_replicated_at_once)
+        self.collector = GarbageCollector(
+            settings,
+            self.bookie,
+            GarbageLedgers(self._store, self.bookie_id, rate),
+            self._checkpointer,
+            self._fs,
+            open_metadata=lambda current: EntryLogMetadataIndex.open(current / ENTRY_LOG_METADATA_NAME),
+        )
+        self._exits.push_async_callback(self.collector.close)
+        self._spawn(self.collector.run())
+
     # -- registration ----------------------------------------------------------------------------
 
     async def _register(self) -> None:
@@ -271,6 +291,7 @@ class BookieServer:
 
     async def _watch_disks(self) -> None:
         while True:
+            self.collector.disks_are(self._disk_usage)
             await asyncio.sleep(self._settings.disk_check_interval_ms / 1000)
             self._look_at_disks()
             await self._settle_mode()
@@ -283,6 +304,7 @@ class BookieServer:
         except OSError as error:
             self._fail(error)
             return
+        self._disk_usage = space.usage_max
         usage = space.usage_max if settings.read_only_on_any_disk_full else space.usage_min
         self.bookie.high_priority_writes = space.free_bytes_max > settings.high_priority_bytes_min
         if usage <= settings.disk_usage_max:

@@ -5,6 +5,7 @@ at once when they are asked; so a run is the same every time, whatever the disk 
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -17,6 +18,7 @@ from bkctl.formats.entry import HEADER, LAC_HEADER
 from bkctl.server.bookie import Bookie
 from bkctl.server.reads import absent
 from bkctl.server.storage.checkpoint import Checkpointer
+from bkctl.server.storage.gc import CompactionPace, DirectoryCollector, Threshold
 from bkctl.server.storage.journal import (
     Journal,
     JournalSettings,
@@ -25,7 +27,13 @@ from bkctl.server.storage.journal import (
     replay,
 )
 from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
-from tests.sim.disk import Disk, SimFs, SimLedgersIndex, SimLocationsIndex
+from tests.sim.disk import (
+    Disk,
+    SimEntryLogMetadataIndex,
+    SimFs,
+    SimLedgersIndex,
+    SimLocationsIndex,
+)
 
 KEY = bytes(range(20))
 
@@ -77,6 +85,8 @@ class StorageNode:
         self.acked: dict[tuple[int, int], bytes] = {}
         self.sent: dict[tuple[int, int], list[bytes]] = {}  # every copy, in order
         self.fenced: set[int] = set()
+        self.deleting: set[int] = set()  # gone or not, until a checkpoint; then in `deleted`
+        self.deleted: set[int] = set()
         self.explicit_lacs: dict[int, bytes] = {}
         self.storage = LedgerStorage(
             StorageSettings(
@@ -167,6 +177,38 @@ class StorageNode:
 
     def checkpoint(self) -> None:
         asyncio.run(self._checkpointer.checkpoint())
+
+    def delete(self, *ledger_ids: int) -> None:
+        """Final, and in `deleted`, with a checkpoint."""
+        for ledger_id in ledger_ids:
+            self.deleting.add(ledger_id)
+            self.bookie.delete_ledger(ledger_id)
+        self.checkpoint()
+        self.deleted.update(ledger_ids)
+
+    def collect(self, ratio: float) -> None:
+        """Delete dead entry logs, and compact those of which less than `ratio` is alive."""
+        for number, directory in enumerate(self.storage.directories):
+            current = self.storage.current_directories[number]
+            collector = DirectoryCollector(
+                current,
+                self.fs,
+                directory,
+                self.storage.threads[number],
+                open_metadata=lambda current=current: SimEntryLogMetadataIndex(  # type: ignore[misc]
+                    self.disk, current / "metadata-cache"
+                ),
+                pace=CompactionPace(0, by_bytes=False, stopped=threading.Event()),
+                log_bytes_max=4096,
+            )
+            closed = directory.closed_log_ids()
+            assert closed is not None
+            collector.refresh(closed, directory.stored_ledgers())
+            assert collector.usage is not None
+            assert not collector.usage.damaged
+            list(collector.delete_dead())
+            for done in collector.compact(Threshold(ratio)):
+                assert not done.damaged
 
     # -- what it holds -----------------------------------------------------------------------------
 

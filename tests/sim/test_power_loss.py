@@ -1,14 +1,18 @@
 """A power loss at every change of the disk, in turn: nothing that was answered is lost."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from bkctl.errors import BkctlError
+from bkctl.errors import BkctlError, LedgerFencedError
+from bkctl.formats import entry_log as fmt
 from bkctl.server.storage.checkpoint import Checkpointer
+from bkctl.server.storage.compaction import Compactor, _Copy
 from bkctl.server.storage.directory_storage import DirectoryStorage
+from bkctl.server.storage.entry_log import log_ids
 from tests.sim.disk import Disk, Loss, PowerLossError, SimFs
 from tests.sim.storage_node import StorageNode
 
@@ -54,7 +58,30 @@ def overwrites(node: StorageNode) -> None:
         node.checkpoint()
 
 
-WORK: list[Work] = [adds_and_fences, checkpoints, overwrites]
+def collections(node: StorageNode) -> None:
+    """Ledgers are deleted, dead logs too, sparse ones are compacted, while entries are added again."""
+    for entry_id in range(8):
+        for ledger_id in (1, 2, 3):
+            node.add(ledger_id, entry_id, bytes([entry_id]) * 300)
+        node.sync()
+        if entry_id % 4 == 3:
+            node.checkpoint()
+    node.fence(3)
+    node.add(1, 2, b"again")
+    node.sync()
+    node.delete(2, 3)
+    node.collect(0.8)
+    node.add(1, 3, b"again, too")
+    node.sync()
+    node.checkpoint()
+    node.delete(1)
+    node.add(4, 0, b"the last one")
+    node.sync()
+    node.collect(0.8)
+    node.checkpoint()
+
+
+WORK: list[Work] = [adds_and_fences, checkpoints, overwrites, collections]
 
 
 def run_until(work: Work, operation: int, disk: Disk, **layout: int) -> StorageNode:
@@ -86,12 +113,18 @@ def changes(work: Work, **layout: int) -> int:
 def check(before: StorageNode, after: StorageNode, where: str) -> None:
     """Everything that `before` had answered is there after the restart."""
     for (ledger_id, entry_id), entry in before.acked.items():
+        if ledger_id in before.deleting:
+            continue
         found = after.read(ledger_id, entry_id)
         assert isinstance(found, bytes), f"{where}: entry {entry_id} of ledger {ledger_id} is lost: {found}"
         copies = before.sent[ledger_id, entry_id]
         newer = copies[copies.index(entry) :]  # sent, not answered: may be there or not
         assert found in newer, f"{where}: entry {entry_id} of ledger {ledger_id} is an older copy"
+    for ledger_id in before.deleted:
+        assert after.storage.ledger(ledger_id) is None, f"{where}: ledger {ledger_id} is back"
     for ledger_id in before.fenced:
+        if ledger_id in before.deleting and after.storage.fenced_and_deleted(ledger_id):
+            continue
         descriptor = after.storage.ledger(ledger_id)
         assert descriptor is not None, f"{where}: ledger {ledger_id} and its fence are lost"
         assert descriptor.fenced, f"{where}: the fence of ledger {ledger_id} is lost"
@@ -118,6 +151,68 @@ def test_nothing_answered_is_lost_by_a_power_loss(work: Work, layout: dict[str, 
                 raise AssertionError(f"{where}: no start: {error}") from error
             check(before, after, where)
             after.close()
+
+
+def collected_again(loss: Loss) -> None:
+    """Power is lost at each change of a collection; the next collection goes on from there."""
+    count = changes(collections)
+    for operation in range(count + 1):
+        disk = Disk()
+        before = run_until(collections, operation, disk)
+        after = StorageNode(disk.after_power_loss(loss, random.Random(operation)))
+        where = f"change {operation} of {count}, the disk keeps {loss.value}"
+        after.start()
+        after.delete(*after.storage.directories[0].ledgers.keys() & before.deleting)
+        after.collect(0.8)
+        check(before, after, where)
+        left = [path.name for path in after.disk.names if "compact" in path.name]
+        assert not left, f"{where}: {left}"
+        after.close()
+
+
+@pytest.mark.parametrize("loss", Loss, ids=lambda loss: loss.name)
+def test_a_collection_goes_on_after_a_power_loss(loss: Loss) -> None:
+    collected_again(loss)
+
+
+def test_an_old_writer_finds_its_ledger_fenced_after_deletion_and_power_loss() -> None:
+    disk = Disk()
+    run_until(collections, 1 << 60, disk)
+    after = StorageNode(disk.after_power_loss(Loss.ALL, random.Random(1)))
+    after.start()
+    with pytest.raises(LedgerFencedError):
+        after.add(3, 8, b"late")
+    assert after.storage.ledger(3) is None
+    after.close()
+
+
+def _source_first(self: Compactor, log_id: int, source_ids: Collection[int]) -> None:
+    """M20 (1534): the sources are deleted before the index is durable."""
+    with patch.object(DirectoryStorage, "sync_locations", lambda _self: None):
+        _MOVE(self, log_id, source_ids)
+
+
+def _unsynced_copy(self: Any) -> None:
+    self._fs.write(self._fd, *fmt.pack_seal(self.position, len(self._ledger_bytes)))
+
+
+_MOVE = Compactor._move
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "defect"),
+    [
+        (Compactor, "_move", _source_first),
+        (_Copy, "finish", _unsynced_copy),
+        (DirectoryStorage, "closed_log_ids", lambda self: log_ids(self._directory, self._fs)),
+    ],
+    ids=["M20", "copy not synced", "open logs"],
+)
+def test_a_known_defect_of_collections_is_found(
+    target: type, name: str, defect: Callable[..., object]
+) -> None:
+    with patch.object(target, name, defect), pytest.raises((AssertionError, BkctlError, OSError)):
+        collected_again(Loss.ALL)
 
 
 @pytest.mark.parametrize("loss", [Loss.ALL, Loss.TAIL, Loss.TORN], ids=lambda loss: loss.name)

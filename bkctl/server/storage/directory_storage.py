@@ -11,16 +11,23 @@ Laws:
    single entry was added (trap T1).
 4. An entry is first in the active cache, then in the flushing one, then in the index. Whoever looks
    in this order misses nothing.
+5. Locations change on the storage thread only: what a compaction copied is compared with the index and
+   moved there without a flush or a deletion in between.
+6. A ledger that was fenced when it was deleted comes back fenced, if it comes back: its old writer may
+   still be there. The tombstone is written in the batch that deletes the ledger.
 
-Source: spec storage section 7; upstream SingleDirectoryDbLedgerStorage.
+Source: spec storage section 7, spec replication B7; upstream SingleDirectoryDbLedgerStorage,
+HandleFactoryImpl. Differs: upstream forgets at a restart, and after a week, what was fenced.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bkctl.errors import CorruptDataError, IllegalOperationError
+from bkctl.formats import entry_log as entry_log_format
 from bkctl.formats import index as fmt
 from bkctl.server.storage.entry_log import EntryLogReader, EntryLogWriter, Wanted
 from bkctl.server.storage.fs import Fs
@@ -32,6 +39,7 @@ _READ_SPAN_BYTES = 256 * 1024  # entries this close are read at once, if
 _READ_GAP_BYTES = 16 * 1024  # no gap between two of them is wider than this
 _READ_AHEAD_BYTES = 128 * 1024
 _EXPECTED_COUNT_MAX = 1024  # readers that are remembered
+_TOMBSTONES_MAX = 100_000  # of a directory; beyond, a tenth goes, the lowest ids first: ids ascend with time
 
 
 class LedgerDescriptor:
@@ -92,6 +100,8 @@ class _Frozen:
     cache: WriteCache
     changed: dict[int, fmt.LedgerData]
     deleted: set[int]
+    buried: set[int]  # of the deleted, those that leave a tombstone
+    exhumed: list[int]  # whose tombstone goes
     entries: tuple[list[bytes], list[int]] | None = None
     durable: bool = False
 
@@ -105,6 +115,8 @@ class DirectoryStorage:
         """The indexes stay the caller's to close. Raises OSError, CorruptDataError: they cannot be read."""
         self._ledgers = ledgers
         self._locations = locations
+        self._directory = settings.ledger_dir
+        self._fs = fs
         self._writer = EntryLogWriter(settings.ledger_dir, fs, log_bytes_max=settings.entry_log_bytes_max)
         self._reader = EntryLogReader(settings.ledger_dir, fs)
         self._read_ahead_count = settings.read_ahead_count
@@ -117,17 +129,23 @@ class DirectoryStorage:
         self._spare = WriteCache(arena_bytes)
         self._changed: set[int] = set()
         self._deleted: set[int] = set()
+        self.tombstones = set(ledgers.tombstones())  # ledgers that were fenced when they were deleted
+        self._buried: set[int] = set()
         self._frozen: _Frozen | None = None
 
     # Ledgers
 
     def create_ledger(self, ledger_id: int, master_key: bytes) -> LedgerDescriptor:
-        """Loop: a ledger that is not known here; `master_key` may be empty: unknown."""
+        """Loop: a ledger that is not known here; `master_key` may be empty: unknown.
+
+        It is fenced when it was so at its deletion.
+        """
         assert ledger_id >= 0, ledger_id  # negative keys are reserved in the index (trap T13)
         assert ledger_id not in self.ledgers, ledger_id
         if self._pending_deletion(ledger_id):
             self._read_cache.discard((), [ledger_id])
-        descriptor = LedgerDescriptor(self, ledger_id, fmt.LedgerData(False, master_key))
+        fenced = ledger_id in self.tombstones
+        descriptor = LedgerDescriptor(self, ledger_id, fmt.LedgerData(fenced, master_key))
         self.ledgers[ledger_id] = descriptor
         self._changed.add(ledger_id)
         return descriptor
@@ -155,10 +173,18 @@ class DirectoryStorage:
 
     def delete_ledger(self, ledger_id: int) -> None:
         """Loop: forget a ledger and its entries; final with the next flush, undone by a crash before."""
-        del self.ledgers[ledger_id]
+        descriptor = self.ledgers.pop(ledger_id)
+        if descriptor.fenced or descriptor.limbo:
+            self.tombstones.add(ledger_id)
+            self._buried.add(ledger_id)
         self.active.discard_ledger(ledger_id)
         self._changed.discard(ledger_id)
         self._deleted.add(ledger_id)
+
+    def stored_ledgers(self) -> list[int]:
+        """Loop: the ledgers here, and those whose deletion is not durable yet."""
+        frozen = () if self._frozen is None else self._frozen.deleted
+        return [*self.ledgers, *self._deleted, *frozen]
 
     # Reads
 
@@ -210,6 +236,14 @@ class DirectoryStorage:
         None: no such entry here. OSError or CorruptDataError: it should be here and cannot be read,
         which must never be taken for "no such entry".
         """
+        results = self._load(wanted)
+        gone = [i for i, result in enumerate(results) if isinstance(result, FileNotFoundError)]
+        if gone:  # a compaction deleted the log since the index was asked: now it names another
+            for i, result in zip(gone, self._load([wanted[i] for i in gone]), strict=True):
+                results[i] = result
+        return results
+
+    def _load(self, wanted: Sequence[tuple[int, int]]) -> list[bytes | Exception | None]:
         hidden = {ledger_id for ledger_id, _ in wanted if self._pending_deletion(ledger_id)}
         results: list[bytes | Exception | None] = [None] * len(wanted)
         entries: dict[bytes, bytes] = {}
@@ -266,9 +300,13 @@ class DirectoryStorage:
         if self._frozen is not None:
             return False
         changed = {ledger_id: self.ledgers[ledger_id].data for ledger_id in self._changed}
-        self._frozen = _Frozen(self.active, changed, self._deleted)
+        exhumed: list[int] = []
+        if len(self.tombstones) > _TOMBSTONES_MAX:
+            exhumed = sorted(self.tombstones)[: -_TOMBSTONES_MAX * 9 // 10]
+            self.tombstones.difference_update(exhumed)
+        self._frozen = _Frozen(self.active, changed, self._deleted, self._buried, exhumed)
         self.flushing, self.active = self.active, self._spare
-        self._changed, self._deleted = set(), set()
+        self._changed, self._deleted, self._buried = set(), set(), set()
         return True
 
     def flush(self) -> None:
@@ -292,8 +330,8 @@ class DirectoryStorage:
         self._read_cache.discard(frozen.cache.index.keys(), frozen.deleted)
         if keys or frozen.deleted:
             self._locations.sync()
-        if frozen.changed or frozen.deleted:
-            self._ledgers.write(frozen.changed, frozen.deleted)
+        if frozen.changed or frozen.deleted or frozen.exhumed:
+            self._ledgers.write(frozen.changed, frozen.deleted, frozen.buried, frozen.exhumed)
             self._ledgers.sync()
         frozen.durable = True
 
@@ -312,6 +350,49 @@ class DirectoryStorage:
                 descriptor.flushed_entry_id = max(descriptor.flushed_entry_id, entry_id)
         frozen.cache.clear()
         self._spare, self.flushing, self._frozen = frozen.cache, None, None
+
+    # Entry logs: for the garbage collection
+
+    def closed_log_ids(self) -> list[int] | None:
+        """Storage thread: the logs that are complete and whose entries the index knows; raises OSError.
+
+        None while it does not know all of them: a flush has written its entries and then failed.
+        """
+        frozen = self._frozen
+        if frozen is not None and frozen.entries is not None and not frozen.durable:
+            return None
+        return self._writer.closed_ids()
+
+    def take_log_id(self) -> int:
+        """Storage thread: an id for a log that a compaction writes; raises OSError."""
+        return self._writer.take_id()
+
+    def locations(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Any thread: where the index has these entries; raises OSError, CorruptDataError."""
+        return self._locations.get(keys)
+
+    def move_entries(
+        self, keys: Sequence[bytes], locations: Sequence[int], source_ids: Collection[int]
+    ) -> int:
+        """Storage thread: point the index to new places of entries, but only of those that it still has
+        in one of the logs `source_ids`: neither deleted nor added again since. The number of them.
+
+        Not durable before `sync_locations`. Raises OSError, CorruptDataError.
+        """
+        found = self._locations.get(keys)
+        still = [i for i, old in enumerate(found) if old is not None and old >> 32 in source_ids]
+        self._locations.put([keys[i] for i in still], [locations[i] for i in still])
+        return len(still)
+
+    def sync_locations(self) -> None:
+        """Storage thread: make what was moved durable; raises OSError."""
+        self._locations.sync()
+
+    def delete_log(self, log_id: int) -> None:
+        """Any thread: delete an entry log that nothing in the index needs; raises OSError."""
+        with suppress(FileNotFoundError):
+            self._fs.unlink(self._directory / entry_log_format.file_name(log_id))
+        self._reader.forget(log_id)
 
     def close(self) -> None:
         """Close the entry logs as they are; what was not flushed is left to the journal."""

@@ -10,7 +10,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, compress, pairwise
 from operator import add, ne
@@ -109,6 +109,21 @@ class EntryLogWriter:
             self._fs.drop_cached(log.fd, log.cached_from, end - log.cached_from)
             log.cached_from = end
 
+    def closed_ids(self) -> list[int]:
+        """The logs that nothing is written to any more, ascending; raises OSError."""
+        open_ids = {log.log_id for log in self._unforced}
+        return [log_id for log_id in log_ids(self._directory, self._fs) if log_id not in open_ids]
+
+    def take_id(self) -> int:
+        """An id for a new log, noted in `lastId`; raises OSError."""
+        log_id = self._next_id
+        while self._fs.exists(self._directory / fmt.file_name(log_id)):
+            log_id = fmt.following_log_id(log_id)
+        data = small_files.encode_last_id(log_id)
+        write_file(self._fs, self._directory / small_files.LAST_ID_NAME, data, sync=False)
+        self._next_id = fmt.following_log_id(log_id)
+        return log_id
+
     def close(self) -> None:
         """Let go of the files as they are: what was not forced may be lost, nothing is sealed."""
         logs, self._unforced, self._log = self._unforced, [], None
@@ -131,30 +146,17 @@ class EntryLogWriter:
         """The log that takes a record of `size` bytes; an empty log takes one of any size."""
         log = self._log
         if log and log.position > fmt.FIRST_POSITION and log.position + size > self._log_bytes_max:
-            self._seal(log)
+            seal(self._fs, log.fd, log.position, log.ledger_bytes)
             log = None
         if log is None:
             log = self._log = self._create()
         return log
 
-    def _seal(self, log: "_NewLog") -> None:
-        self._fs.write(log.fd, fmt.pack_ledgers_map(log.ledger_bytes), log.position)
-        self._fs.write(log.fd, *fmt.pack_seal(log.position, len(log.ledger_bytes)))
-
     def _create(self) -> "_NewLog":
-        log_id = self._next_id
-        while self._fs.exists(self._directory / fmt.file_name(log_id)):
-            log_id = fmt.following_log_id(log_id)
-        write_file(
-            self._fs,
-            self._directory / small_files.LAST_ID_NAME,
-            small_files.encode_last_id(log_id),
-            sync=False,
-        )
+        log_id = self.take_id()
         path = self._directory / fmt.file_name(log_id)
         log = _NewLog(log_id, self._fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         self._unforced.append(log)
-        self._next_id = fmt.following_log_id(log_id)
         self._fs.write(log.fd, fmt.pack_header(), 0)
         return log
 
@@ -247,6 +249,11 @@ class EntryLogReader:
 
         return fmt.scan(read, self._fs.size(file.fd))
 
+    def forget(self, log_id: int) -> None:
+        """Close a log that was deleted, once no read uses it: until then its space is not free."""
+        with self._lock:
+            self._files.pop(log_id, None)
+
     def close(self) -> None:
         """Close what no read still uses; the rest follows with the last of them."""
         with self._lock:
@@ -282,6 +289,12 @@ class _File:
 
     def __del__(self) -> None:
         self._fs.close(self.fd)
+
+
+def seal(fs: Fs, fd: int, position: int, ledger_bytes: Mapping[int, int]) -> None:
+    """Write the ledgers map of a log whose entries end at `position`; raises OSError."""
+    fs.write(fd, fmt.pack_ledgers_map(ledger_bytes), position)
+    fs.write(fd, *fmt.pack_seal(position, len(ledger_bytes)))
 
 
 def log_ids(directory: Path, fs: Fs) -> list[int]:

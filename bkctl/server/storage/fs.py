@@ -65,6 +65,9 @@ class Fs(Protocol):
     def rename(self, old: Path, new: Path) -> None:
         """Replaces `new` atomically."""
 
+    def link(self, old: Path, new: Path) -> None:
+        """Give the file `old` a second name; raises FileExistsError."""
+
     def unlink(self, path: Path) -> None: ...
 
     def usable_bytes(self, path: Path) -> int:
@@ -142,6 +145,9 @@ class OsFs:
 
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        os.link(old, new)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)

@@ -1,4 +1,4 @@
-"""The two RocksDB databases of one index directory: `locations` and `ledgers`.
+"""The RocksDB databases of a bookie: `locations`, `ledgers`, and the cache of entry logs' metadata.
 
 The one home of rocksdict. What is known of it here (version 0.3.29):
 
@@ -17,6 +17,7 @@ LedgerMetadataIndex.
 
 import errno
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,7 +39,9 @@ from rocksdict import (
 )
 
 from bkctl.errors import BookieStartError, CorruptDataError
+from bkctl.formats import entry_log_metadata as log_metadata
 from bkctl.formats import index as fmt
+from bkctl.formats.entry_log_metadata import EntryLogMetadata
 
 _FORMAT_VERSION = 5  # the newest table format that RocksDB 6.6 and upstream 4.12 can read
 _BATCH_OPERATIONS = 4096  # one write holds the interpreter's lock for half a millisecond
@@ -49,6 +52,7 @@ _OPEN_PAUSE_S = 0.1
 
 LEDGERS_NAME = "ledgers"  # the directories of the two databases below `current`
 LOCATIONS_NAME = "locations"
+ENTRY_LOG_METADATA_NAME = "metadata-cache"  # below `current` of the ledger directory
 
 
 def new_block_cache(size_bytes: int) -> Cache:
@@ -173,15 +177,28 @@ class LedgersIndex:
             ledgers[ledger_id] = fmt.unpack_ledger_data(value)  # the longer key comes later and wins
         return ledgers
 
+    def tombstones(self) -> list[int]:
+        """The ledgers that were fenced when they were deleted, ascending; raises as `load`."""
+        with _named(self._path):
+            batches = _batches(self._database, *fmt.tombstone_key_range())
+            return fmt.entry_ids_of_keys(key for key, _ in chain.from_iterable(batches))
+
     def records(self) -> Iterator[list[tuple[bytes, bytes]]]:
         """(key, value) as stored, ascending, in batches; raises OSError, CorruptDataError."""
         with _named(self._path):
             yield from _batches(self._database)
 
-    def write(self, changed: Mapping[int, fmt.LedgerData], deleted: Collection[int]) -> None:
-        """Store and forget ledgers; not durable before `sync`; raises OSError.
+    def write(
+        self,
+        changed: Mapping[int, fmt.LedgerData],
+        deleted: Collection[int],
+        buried: Collection[int] = (),
+        exhumed: Collection[int] = (),
+    ) -> None:
+        """Store and forget ledgers, in one batch; not durable before `sync`; raises OSError.
 
-        The 16-byte key of a rebuilt index goes in the same batch, else it would override (trap T2).
+        `buried`: leave a tombstone of each; `exhumed`: take it away. The 16-byte key of a rebuilt index
+        goes in the same batch, else it would override (trap T2).
         """
         batch = WriteBatch(raw_mode=True)
         touched = self._rebuilt.intersection((*changed, *deleted))
@@ -192,12 +209,67 @@ class LedgersIndex:
         for ledger_id, data in changed.items():
             assert ledger_id >= 0, ledger_id  # negative keys are reserved (trap T13)
             batch.put(fmt.ledger_key(ledger_id), fmt.pack_ledger_data(data))
+        for ledger_id in buried:
+            batch.put(fmt.tombstone_key(ledger_id), fmt.TOMBSTONE)
+        for ledger_id in exhumed:
+            batch.delete(fmt.tombstone_key(ledger_id))
         with _named(self._path):
             self._database.write(batch)
         self._rebuilt -= touched
 
     def sync(self) -> None:
         """Make everything written durable; raises OSError, and then nothing may be taken as durable."""
+        with _named(self._path):
+            self._database.flush_wal(True)
+
+    def close(self) -> None:
+        with _named(self._path):
+            self._database.close()
+
+
+class EntryLogMetadataIndex:
+    """What each entry log holds, as upstream's optional `metadata-cache` keeps it: a cache, no more."""
+
+    def __init__(self, path: Path, database: Rdict) -> None:
+        self._path = path
+        self._database = database
+
+    @classmethod
+    def open(cls, path: Path) -> "EntryLogMetadataIndex":
+        """One that cannot be opened is made anew. Raises BookieStartError when that fails too."""
+        try:
+            return cls(path, _open(path, _ledgers_options()))
+        except BookieStartError:
+            shutil.rmtree(path, ignore_errors=True)
+            return cls(path, _open(path, _ledgers_options()))
+
+    def get(self, log_id: int) -> EntryLogMetadata | None:
+        """None also for a record that cannot be read: the log tells the same. Raises OSError."""
+        try:
+            with _named(self._path):
+                (value,) = self._database.get([log_metadata.pack_key(log_id)]) or [None]
+            metadata = None if value is None else log_metadata.decode(value)
+        except CorruptDataError:
+            return None
+        return metadata if metadata is not None and metadata.log_id == log_id else None
+
+    def log_ids(self) -> list[int]:
+        """Of all records; raises OSError, CorruptDataError."""
+        with _named(self._path):
+            keys = [key for key, _ in chain.from_iterable(_batches(self._database))]
+        return [int.from_bytes(key, "big") for key in keys]
+
+    def put(self, metadata: EntryLogMetadata) -> None:
+        """Not durable before `sync`; raises OSError."""
+        with _named(self._path):
+            self._database.put(log_metadata.pack_key(metadata.log_id), log_metadata.encode(metadata))
+
+    def delete(self, log_id: int) -> None:
+        """Not durable before `sync`; raises OSError."""
+        with _named(self._path):
+            self._database.delete(log_metadata.pack_key(log_id))
+
+    def sync(self) -> None:
         with _named(self._path):
             self._database.flush_wal(True)
 

@@ -119,6 +119,11 @@ class LedgerStorage:
         """What is known of a ledger, None for one that this bookie has never seen or deleted."""
         return self.directory_for(ledger_id).ledgers.get(ledger_id)
 
+    def fenced_and_deleted(self, ledger_id: int) -> bool:
+        """Whether nothing is known of the ledger but that it was fenced when it was deleted."""
+        directory = self.directory_for(ledger_id)
+        return ledger_id in directory.tombstones and ledger_id not in directory.ledgers
+
     def replay(self, records: Sequence[JournalRecord]) -> None:
         """Take journal records over, in order, before anything else is served. Blocks when it flushes.
 

@@ -73,6 +73,12 @@ class FaultyFs(OsFs):
         self.step()
         self._named.update({file: True for file in self._named if file.parent == path})
 
+    def link(self, old: Path, new: Path) -> None:
+        self.step()
+        super().link(old, new)
+        self._named[new] = False
+        self._forced[new] = self._forced.get(old, b"")
+
     def unlink(self, path: Path) -> None:
         self.step()
         super().unlink(path)
