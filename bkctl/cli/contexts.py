@@ -68,7 +68,11 @@ def add_context(
 
 
 @app.command("show")
-def show_context(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None) -> None:
+def show_context(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Name of the context; else the current one.")
+    ] = None,
+) -> None:
     """Show a context; without NAME the cluster that commands work on now."""
     contexts = read_contexts()
     context = chosen_context(global_options()) if name is None else contexts.get(name)
@@ -76,7 +80,9 @@ def show_context(name: Annotated[str | None, typer.Argument(metavar="NAME")] = N
 
 
 @app.command("rm")
-def remove_context(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
+def remove_context(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of contexts.")],
+) -> None:
     """Forget contexts; the clusters themselves stay as they are."""
     if not names:
         raise BadInputError("which context?")

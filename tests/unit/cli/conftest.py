@@ -1,16 +1,12 @@
 """Running `bkctl` inside the test process, with a configuration directory of its own."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-with warnings.catch_warnings():
-    # typer 0.25 imports names that Click 8.5 calls deprecated.
-    warnings.filterwarnings("ignore", "'click", DeprecationWarning)
-    from bkctl.__main__ import main
+from bkctl.__main__ import main
 
 
 @dataclass(frozen=True, slots=True)

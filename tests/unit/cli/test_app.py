@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 
 from bkctl import __version__
@@ -141,3 +142,18 @@ def test_main_takes_the_arguments_of_the_process(
     monkeypatch.setattr("sys.argv", ["bkctl", "version", "-o", "name"])
     assert main() == 0
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_every_argument_and_option_has_help() -> None:
+    def lacking(command: click.Command, path: str) -> list[str]:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            names = command.list_commands(context)
+            inner = ((name, command.get_command(context, name)) for name in names)
+            return [text for name, sub in inner if sub for text in lacking(sub, f"{path} {name}")]
+        shown = [p for p in command.params if not getattr(p, "hidden", False)]
+        return [f"{path}: {p.name}" for p in shown if not getattr(p, "help", None)]
+
+    from bkctl.cli.app import root_command
+
+    assert lacking(root_command(), "bkctl") == []
