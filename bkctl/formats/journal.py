@@ -53,6 +53,7 @@ _LAC = struct.Struct(">q")
 assert (_HEADER.size, _PADDING.size, _PREFIX.size, _META.size) == (8, 8, 20, 24)
 
 _IDS_BYTES = _IDS.size
+_ZEROS = bytes(64 * 1024)
 _ZERO_LENGTH = bytes(_LENGTH.size)
 _FILE_NAME = re.compile(r"([0-9a-f]{1,16})\.txn")
 
@@ -310,9 +311,13 @@ def find_groups(data: bytes, version: int) -> int | None:
     """
     if version < VERSION_PADDED:
         return None
-    for at in range(0, len(data), SECTOR_BYTES):
-        if data[at : at + _LENGTH.size] != _ZERO_LENGTH and _begins_two_groups(data, at):
-            return at
+    for start in range(0, len(data), len(_ZEROS)):
+        block = data[start : start + len(_ZEROS)]
+        if block == _ZEROS[: len(block)]:
+            continue  # nearly all there is: space that was reserved
+        for at in range(start, start + len(block), SECTOR_BYTES):
+            if data[at : at + _LENGTH.size] != _ZERO_LENGTH and _begins_two_groups(data, at):
+                return at
     return None
 
 
