@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 
 from tests.sim.cluster import MODES
 from tests.sim.generator import PROFILES, plan_of
-from tests.sim.mutants import MUTANTS, seeds_needed
+from tests.sim.mutants import MUTANTS, breaks, holds, seeds_needed
+from tests.sim.plan import Plan
+from tests.sim.shrink import shrink
 from tests.sim.story import ViolationError, run
 
 _CHUNK_SEEDS = 500
@@ -37,7 +40,6 @@ def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
 
 
 def _many(first: int, last: int, jobs: int, profile: str | None, mode: str) -> int:
-    logging.disable()  # of connections that break: they are meant to
     began = time.monotonic()
     covered: Counter[str] = Counter()
     failures: list[str] = []
@@ -54,7 +56,10 @@ def _many(first: int, last: int, jobs: int, profile: str | None, mode: str) -> i
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{done} of {last - first} seeds, {len(failures)} failed ")
     minutes = (time.monotonic() - began) / 60
-    print(f"{done} seeds of mode {mode} in {minutes:.1f} min ({done / minutes:.0f} a minute), {len(failures)} failed")
+    print(
+        f"{done} seeds of mode {mode} in {minutes:.1f} min ({done / minutes:.0f} a minute),"
+        f" {len(failures)} failed"
+    )
     for what, count in sorted(covered.items()):
         print(f"{count:>12}  {what}")
     return 1 if failures else 0
@@ -72,6 +77,23 @@ def _mutants(names: list[str]) -> int:
     return 1 if missed else 0
 
 
+def _shrink(seed: int, profile: str | None, mode: str, names: list[str]) -> int:
+    mutants = [mutant for mutant in MUTANTS if mutant.name in names]
+    if mutants and profile is None:
+        profile = mutants[0].profile
+
+    def fails(plan: Plan) -> bool:
+        return breaks(plan, mutants[0], mode) if mutants else not holds(plan, mode)
+
+    small = shrink(plan_of(seed, profile), fails)
+    with mutants[0].patch() if mutants else nullcontext():
+        try:
+            run(small, trace=True, mode=mode)
+        except ViolationError as error:
+            print(error)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:1000", help="FIRST:END, the end not included")
@@ -79,8 +101,12 @@ def main() -> int:
     parser.add_argument("--profile", choices=list(PROFILES))
     parser.add_argument("--mode", choices=MODES, default="a", help="a: objects, b: bytes, c: and disks")
     parser.add_argument("--tell", type=int, metavar="SEED", help="run one seed and print its story")
+    parser.add_argument("--shrink", type=int, metavar="SEED", help="cut a failing seed down; see --mutants")
     parser.add_argument("--mutants", nargs="*", metavar="M01", help="prove that known defects are found")
     options = parser.parse_args()
+    logging.disable()  # of connections that break: they are meant to
+    if options.shrink is not None:
+        return _shrink(options.shrink, options.profile, options.mode, options.mutants or [])
     if options.mutants is not None:
         return _mutants(options.mutants)
     if options.tell is not None:

@@ -280,7 +280,13 @@ class BookieNode:
             response = v2.AddResponse(0, self.ledger_id, entry_id).encode()
             try:
                 taken = self.bookie.add_entry(
-                    _Peer(answer), key, body, response, recovery=False, high_priority=False, deferred_sync=True
+                    _Peer(answer),
+                    key,
+                    body,
+                    response,
+                    recovery=False,
+                    high_priority=False,
+                    deferred_sync=True,
                 )
                 assert taken, "the write cache of a simulated bookie is full"
             except BookKeeperError as error:

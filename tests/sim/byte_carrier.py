@@ -172,7 +172,9 @@ class ByteCarrier:
         self._connections.pop(connection, None)
 
     def _of(self, program: str | None, bookie_id: str | None) -> list[SimConnection]:
-        return [c for c in self._connections if program in (None, c.program) and bookie_id in (None, c.bookie_id)]
+        return [
+            c for c in self._connections if program in (None, c.program) and bookie_id in (None, c.bookie_id)
+        ]
 
     def crashed(self, bookie_id: BookieId) -> None:
         answers_lost = self.random.random() < 0.5

@@ -127,7 +127,9 @@ class DiskBookieNode(BookieNode):
             assert isinstance(found, bytes), f"B5: {self.bookie_id} lost the durable entry {ids}: {found}"
         for ledger_id in self.fence_answered if self.life > 1 else ():
             descriptor = directory.ledgers.get(ledger_id)
-            assert descriptor is not None, f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
+            assert descriptor is not None, (
+                f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
+            )
             assert descriptor.fenced, f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
         for ledger_id in directory.ledgers:
             ids = [(ledger_id, entry_id) for entry_id in directory.load_entry_ids(ledger_id)]

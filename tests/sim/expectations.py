@@ -1,16 +1,16 @@
 """What a scenario expects at its end, after everything was healed and the ledger recovered.
 
-    expect closed at 3               the last entry; -1: an empty ledger
-    expect acked 3                   the last entry that the writer was told is stored
-    expect refused 2                 so many adds failed
-    expect segments 2                of the final metadata
-    expect ensemble 2 b0 b3 b2       that of the segment that holds entry 2
-    expect writer withdrawn          its state, as bkctl.quorum.adds names it
-    expect close ok | NameOfError    what a close of the writer was told
-    expect recoverer1 done | hangs | NameOfError
-    expect reader1 read 3            so many entries before everything was healed
-    expect happened "bit rot"        a fault, a hook or a cell of a state table; see --coverage
-    expect deleted
+expect closed at 3               the last entry; -1: an empty ledger
+expect acked 3                   the last entry that the writer was told is stored
+expect refused 2                 so many adds failed
+expect segments 2                of the final metadata
+expect ensemble 2 b0 b3 b2       that of the segment that holds entry 2
+expect writer withdrawn          its state, as bkctl.quorum.adds names it
+expect close ok | NameOfError    what a close of the writer was told
+expect recoverer1 done | hangs | NameOfError
+expect reader1 read 3            so many entries before everything was healed
+expect happened "bit rot"        a fault, a hook or a cell of a state table; see --coverage
+expect deleted
 """
 
 import shlex

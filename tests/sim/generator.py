@@ -317,7 +317,8 @@ def _deleted(rng: random.Random, plan: Plan) -> None:
 def _wiped(rng: random.Random, plan: Plan) -> None:
     """A bookie comes back with empty disks, or rather does not, while others fail and recoverers come."""
     at = _at(rng, 0.1, 0.8)
-    plan.acts += [Act(at, "wipe", (_bookie(rng, plan),)), Act(at + MS, "restart", (_bookie(rng, plan),))]
+    bookie = _bookie(rng, plan)
+    plan.acts += [Act(at, "wipe", (bookie,)), Act(at + MS, "restart", (bookie,))]
     plan.acts += [Act(at + rng.randint(0, 40 * MS), "recover") for _ in range(rng.randint(1, 2))]
     for _ in range(rng.randint(0, 3)):
         rng.choice((_crash, _pause, _cut, _slow, _kill_program, _full))(rng, plan)

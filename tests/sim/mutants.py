@@ -1,7 +1,7 @@
 """Known defects, put back on purpose: proof that the simulator would find them.
 
 Each is a patch that only tests can apply, with the profile that finds it fastest and the number of
-seeds within which it must be found. Numbers and origins: spec replication section 15.
+seeds within which it must be found. M: spec replication section 15; S: found by this simulator.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +20,11 @@ from bkctl.quorum.reads import RecoveryRead
 from bkctl.quorum.recovery import LedgerRecovery
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.server.bookie import Bookie
-from bkctl.types import EntryId
+from bkctl.types import EntryId, MetadataState, Versioned
+from tests.sim import oracle
 from tests.sim.bookie_node import BookieNode, SimJournal
 from tests.sim.generator import plan_of
+from tests.sim.plan import Plan
 from tests.sim.programs import Recoverer
 from tests.sim.story import ViolationError, run
 
@@ -211,6 +213,69 @@ def _fence_not_atomic() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _commits_midway() -> Iterator[None]:
+    """A recovery stores its new ensembles at once, and reads from them."""
+    take = Recoverer._take
+
+    def committing(self: Recoverer, machine: Any, event: Any, arguments: tuple[Any, ...]) -> None:
+        take(self, machine, event, arguments)
+        store = self.cluster.metadata
+        current = store.current
+        if event.__name__ != "replacements_chosen" or not self.alive or current is None:
+            return
+        if current.value.state is MetadataState.IN_RECOVERY and current.version == machine._metadata.version:
+            changed = current.value.with_segments(machine._segments)
+            machine._metadata = store.current = Versioned(changed, current.version + 1)
+            if machine._update is not None:
+                machine._update.current = machine._metadata
+            store._observe(current.value, changed)
+
+    legal = {*oracle._LEGAL, (MetadataState.IN_RECOVERY, MetadataState.IN_RECOVERY)}
+    with patch.object(Recoverer, "_take", committing), patch.object(oracle, "_LEGAL", legal):
+        yield
+
+
+@contextmanager
+def _starts_empty() -> Iterator[None]:
+    """A bookie whose disks were lost starts as if it were new: neither cookie nor limbo."""
+
+    def wipe(self: BookieNode) -> None:
+        self.crash()
+        self.journal = SimJournal(self, b"")
+
+    with patch.object(BookieNode, "wipe", wipe):
+        yield
+
+
+@contextmanager
+def _force_behind_close() -> Iterator[None]:
+    """A force succeeds although the ledger was closed before the entries that it made durable."""
+
+    def forced(self: LedgerAdds, point: Any) -> None:
+        if point.entry_id > self.last_add_confirmed:
+            self._confirm(point.entry_id)
+            self._confirmed_length = point.length
+
+    with patch.object(LedgerAdds, "forced", forced):
+        yield
+
+
+@contextmanager
+def _deferred_survives_loss() -> Iterator[None]:
+    """A bookie that was lost between its early answer and the force counts on."""
+    failed = LedgerAdds.bookie_failed
+
+    def ignoring(self: LedgerAdds, bookie_id: Any, error: Any) -> Any:
+        index = self._index_of(bookie_id)
+        if index is None or self._pending.first_outstanding(index) is None:
+            return []
+        return failed(self, bookie_id, error)
+
+    with patch.object(LedgerAdds, "bookie_failed", ignoring):
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """`fast`: found within a second or two, so tried in every run of the tests."""
@@ -228,25 +293,49 @@ MUTANTS = [
     Mutant("M02", "no floor before the last segment (2615)", _no_floor, None, 3000),
     Mutant("M03", "acknowledges while the ensemble changes (1591)", _acks_while_changing, None, 500, True),
     Mutant("M04", "drains between resets (3005)", _drains_between_resets, "two failures", 500, True),
+    Mutant(
+        "M05",
+        "stores ensembles during a recovery (BOOKKEEPER-355)",
+        _commits_midway,
+        "failing recovery",
+        2000,
+    ),
     Mutant("M06", "a fencing read is answered too early", _negative_before_durable, "crash at fence", 3000),
     Mutant("M07", "journals a fence without its key", _fence_without_key, "crash at fence", 3000),
     Mutant("M08", "one negative answer suffices (2908)", _one_negative_suffices, None, 500, True),
     Mutant("M09", "acknowledges before the sync", _acks_before_sync, None, 100, True),
+    Mutant("M10", "a bookie starts with its disks lost", _starts_empty, "wiped", 500, True),
     Mutant("M11", "fence and add are not atomic (4701)", _fence_not_atomic, "lost fence", 3000),
     Mutant("M14", "the LAC of a recovery advances", _lac_not_frozen, None, 1000, True),
     Mutant("M15", "coverage is counted, not windowed", _coverage_counted, "deaf fence", 500, True),
     Mutant("M16", "any error counts as a negative answer", _any_error_is_negative, None, 2000),
     Mutant("M17", "a close overwrites an end (BOOKKEEPER-584)", _close_overwrites, None, 1000, True),
     Mutant("M18", "answers of a replaced bookie count on", _keeps_acks_of_replaced, None, 1000, True),
+    Mutant("S01", "a force succeeds behind the close", _force_behind_close, "deferred", 1000, True),
+    Mutant("S02", "a deferred add outlives its bookie", _deferred_survives_loss, "deferred", 2000),
 ]
 
 
-def seeds_needed(mutant: Mutant) -> int | None:
+def holds(plan: Plan, mode: str = "a") -> bool:
+    """Whether the story of `plan` breaks nothing."""
+    try:
+        run(plan, mode=mode)
+    except ViolationError:
+        return False
+    return True
+
+
+def breaks(plan: Plan, mutant: Mutant, mode: str = "a") -> bool:
+    """Whether the mutant, and it alone, breaks something."""
+    with mutant.patch():
+        broken = not holds(plan, mode)
+    return broken and holds(plan, mode)
+
+
+def seeds_needed(mutant: Mutant, mode: str = "a") -> int | None:
     """How many seeds it takes until an invariant breaks; None: more than the budget."""
     with mutant.patch():
         for seed in range(mutant.seeds_max):
-            try:
-                run(plan_of(seed, mutant.profile))
-            except ViolationError:
+            if not holds(plan_of(seed, mutant.profile), mode):
                 return seed + 1
     return None

@@ -10,6 +10,7 @@ down and kept:
     set network.drop=0.02 metadata.lost_reply=0.1
     at 12.5 crash b1                         milliseconds
     on b2 "fence answered" 1 crash           the first time that b2 comes to this point
+    finds M03                                see mutants.py
     expect closed at 3                       see expectations.py
 """
 
@@ -58,6 +59,7 @@ class Plan:
     expect: list[str] = field(default_factory=list)
     profile: str = ""
     ensemble: tuple[BookieId, ...] = ()
+    finds: tuple[str, ...] = ()  # mutants with which the story breaks an invariant or an expectation
 
     def text(self) -> str:
         """The plan as a scenario file holds it."""
@@ -79,6 +81,8 @@ class Plan:
             lines.append("set " + " ".join(changed))
         lines += [str(act) for act in self.acts]
         lines += [str(trap) for trap in self.traps]
+        if self.finds:
+            lines.append("finds " + " ".join(self.finds))
         lines += [f"expect {what}" for what in self.expect]
         return "\n".join(lines) + "\n"
 
@@ -119,6 +123,8 @@ def _take(plan: Plan, words: list[str]) -> None:
             plan.shape = Shape(*sizes, bookies=int(words[3]))
         case "ensemble":
             plan.ensemble = tuple(BookieId(word) for word in words[1:])
+        case "finds":
+            plan.finds = tuple(words[1:])
         case "set":
             for pair in words[1:]:
                 _set(plan.settings, *pair.split("="))
@@ -127,7 +133,7 @@ def _take(plan: Plan, words: list[str]) -> None:
         case "on":
             plan.traps.append(Trap(words[1], words[2], int(words[3]), words[4], tuple(words[5:])))
         case "expect":
-            plan.expect.append(" ".join(words[1:]))
+            plan.expect.append(shlex.join(words[1:]))
         case other:
             raise ValueError(f"no such line: {other}")
 

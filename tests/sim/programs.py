@@ -26,8 +26,8 @@ from bkctl.quorum.actions import (
     CloseDone,
     EnsembleChanged,
     Failed,
-    ForcePoint,
     FenceBookie,
+    ForcePoint,
     ReadForRecovery,
     RecoveryAborted,
     RecoveryDone,
@@ -341,5 +341,3 @@ def _outcome_in_words(action: RecoveryDone | RecoveryAborted) -> str:
         return f"given up, {action.error}"
     metadata = action.metadata.value
     return f"closed at {metadata.last_entry_id}" if metadata.closed else "fenced"
-
-

@@ -140,7 +140,9 @@ class Reader(Program):
             if read.done or not self.alive:
                 return
             groups = read.speculate()
-            self.world.covered["RangeRead SpecTimer asked" if groups else "RangeRead SpecTimer nobody left"] += 1
+            self.world.covered[
+                "RangeRead SpecTimer asked" if groups else "RangeRead SpecTimer nobody left"
+            ] += 1
             self._ask(read, ensemble, groups)
             if groups:
                 self._speculate_later(read, ensemble, 2 * wait_us)
@@ -159,7 +161,9 @@ class Reader(Program):
             return
         answers = [answer] * len(entry_ids) if isinstance(answer, BookKeeperError) else answer
         for each in answers:
-            self.world.covered[f"RangeRead {type(each).__name__ if not isinstance(each, bytes) else 'found'}"] += 1
+            self.world.covered[
+                f"RangeRead {type(each).__name__ if not isinstance(each, bytes) else 'found'}"
+            ] += 1
         mismatches = len(read.digest_mismatches)
         self._ask(read, ensemble, read.answered(index, entry_ids, answers))
         if len(read.digest_mismatches) > mismatches:

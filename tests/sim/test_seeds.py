@@ -3,17 +3,19 @@
 import pytest
 
 from tests.sim.generator import PROFILES, plan_of
-from tests.sim.mutants import MUTANTS, Mutant, seeds_needed
+from tests.sim.mutants import MUTANTS, Mutant, breaks, holds, seeds_needed
 from tests.sim.plan import parse
+from tests.sim.shrink import shrink
 from tests.sim.story import run
 
-_SEEDS = 60  # of each profile; `make sim` runs many more
+_SEEDS = {"a": 40, "b": 10, "c": 6}  # of each profile; `make sim` runs many more
 
 
+@pytest.mark.parametrize("mode", _SEEDS)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_invariant_breaks(profile: str) -> None:
-    for seed in range(_SEEDS):
-        run(plan_of(seed, profile))
+def test_no_invariant_breaks(profile: str, mode: str) -> None:
+    for seed in range(_SEEDS[mode]):
+        run(plan_of(seed, profile), mode=mode)
 
 
 def test_the_stories_are_worth_telling() -> None:
@@ -26,9 +28,10 @@ def test_the_stories_are_worth_telling() -> None:
     assert any(not told for story in stories for told in story.cluster.oracle.outcomes.values())
 
 
+@pytest.mark.parametrize("mode", _SEEDS)
 @pytest.mark.parametrize("seed", [3, 11, 29])
-def test_the_same_seed_tells_the_same_story(seed: int) -> None:
-    first, second = (run(plan_of(seed), trace=True) for _ in range(2))
+def test_the_same_seed_tells_the_same_story(seed: int, mode: str) -> None:
+    first, second = (run(plan_of(seed), trace=True, mode=mode) for _ in range(2))
     assert first.world.story() == second.world.story()
 
 
@@ -44,3 +47,18 @@ def test_a_plan_survives_as_text(seed: int) -> None:
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.fast], ids=lambda mutant: mutant.name)
 def test_a_known_defect_is_found(mutant: Mutant) -> None:
     assert seeds_needed(mutant) is not None, f"{mutant.name} was not found: {mutant.defect}"
+
+
+@pytest.mark.parametrize("name", ["M03", "M10"])
+def test_a_failing_seed_shrinks_to_a_few_lines(name: str) -> None:
+    (mutant,) = (m for m in MUTANTS if m.name == name)
+    needed = seeds_needed(mutant)
+    assert needed is not None
+    small = shrink(plan_of(needed - 1, mutant.profile), lambda plan: breaks(plan, mutant))
+    assert len(small.text().splitlines()) <= 10, small.text()
+    assert breaks(parse(small.text()), mutant)
+
+
+def test_a_plan_that_holds_is_not_shrunk() -> None:
+    with pytest.raises(AssertionError, match="does not fail"):
+        shrink(plan_of(1), lambda plan: not holds(plan))
