@@ -21,11 +21,12 @@ interop-table: $(READY) ## docs/interop.md from the newest release and the one b
 	BKCTL_INTEROP_PROFILE=previous $(BIN)/python -m pytest -q tests/interop
 	$(BIN)/python -m tests.interop.matrix > docs/interop.md
 
-sim: $(READY) ## the replication protocol in a hostile world, from SEEDS (first:end)
-	$(BIN)/python -m tests.sim --seeds $(or $(SEEDS),0:100000)
+sim: $(READY) ## the replication protocol in a hostile world: SEEDS=first:end MODE=a|b|c
+	$(BIN)/python -m tests.sim --coverage --mode $(or $(MODE),a) --seeds $(or $(SEEDS),0:100000)
 
 sim-mutants: $(READY) ## known defects, put back on purpose: each must be found
 	$(BIN)/python -m tests.sim --mutants
+	$(BIN)/python -m pytest -q tests/sim -k "finds_its_defect or known_defect"
 
 check: $(READY) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .

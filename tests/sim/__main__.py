@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 
+from tests.sim import coverage
 from tests.sim.cluster import MODES
 from tests.sim.generator import PROFILES, plan_of
 from tests.sim.mutants import MUTANTS, breaks, holds, seeds_needed
@@ -39,7 +40,7 @@ def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
         yield start, min(last, start + _CHUNK_SEEDS)
 
 
-def _many(first: int, last: int, jobs: int, profile: str | None, mode: str) -> int:
+def _many(first: int, last: int, jobs: int, profile: str | None, mode: str, *, cells: bool) -> int:
     began = time.monotonic()
     covered: Counter[str] = Counter()
     failures: list[str] = []
@@ -60,9 +61,19 @@ def _many(first: int, last: int, jobs: int, profile: str | None, mode: str) -> i
         f"{done} seeds of mode {mode} in {minutes:.1f} min ({done / minutes:.0f} a minute),"
         f" {len(failures)} failed"
     )
-    for what, count in sorted(covered.items()):
+    for what, count in coverage.table(covered):
         print(f"{count:>12}  {what}")
-    return 1 if failures else 0
+    if cells:
+        for cell, why in coverage.UNREACHABLE.items():
+            print(f"{'no story':>12}  {cell}: {why}")
+    else:
+        for what, count in sorted(covered.items()):
+            if not what.startswith(("cell ", "hook ")):
+                print(f"{count:>12}  {what}")
+    lost = coverage.missing(covered) if cells else []
+    for what in lost:
+        print(f"never reached: {what}")
+    return 1 if failures or lost else 0
 
 
 def _mutants(names: list[str]) -> int:
@@ -101,6 +112,9 @@ def main() -> int:
     parser.add_argument("--profile", choices=list(PROFILES))
     parser.add_argument("--mode", choices=MODES, default="a", help="a: objects, b: bytes, c: and disks")
     parser.add_argument("--tell", type=int, metavar="SEED", help="run one seed and print its story")
+    parser.add_argument(
+        "--coverage", action="store_true", help="fail if a cell of the state tables is missed"
+    )
     parser.add_argument("--shrink", type=int, metavar="SEED", help="cut a failing seed down; see --mutants")
     parser.add_argument("--mutants", nargs="*", metavar="M01", help="prove that known defects are found")
     options = parser.parse_args()
@@ -118,7 +132,7 @@ def main() -> int:
         print(story.world.story())
         return 0
     first, last = (int(number) for number in options.seeds.split(":"))
-    return _many(first, last, options.jobs, options.profile, options.mode)
+    return _many(first, last, options.jobs, options.profile, options.mode, cells=options.coverage)
 
 
 if __name__ == "__main__":

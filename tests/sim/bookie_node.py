@@ -15,6 +15,7 @@ from bkctl.formats import request_v2 as v2
 from bkctl.formats.entry import HEADER
 from bkctl.formats.request_v2 import RECOVERY_ADD
 from bkctl.formats.result_code import error_from_rc
+from bkctl.quorum.lac import NEGATIVE
 from bkctl.quorum.pending import entries_in, frames_in
 from bkctl.server.bookie import Bookie
 from bkctl.server.reads import LAST_ENTRY, Reads, absent
@@ -117,13 +118,22 @@ class _HookedBookie(Bookie):
     def take_adds(self, peer: Any, buffer: bytearray, view: memoryview, position: int, end: int) -> int:
         recovery = int.from_bytes(buffer[position + 6 : position + 8]) & RECOVERY_ADD
         taken = super().take_adds(peer, buffer, view, position, end)
-        self.node.hook("recovery added" if recovery else "added", self.node)
+        if taken > position:
+            self._taken(bool(recovery))
         return taken
 
     def add_entry(self, *arguments: Any, recovery: bool, **named: Any) -> bool:
         taken = super().add_entry(*arguments, recovery=recovery, **named)
-        self.node.hook("recovery added" if recovery else "added", self.node)
+        if taken:
+            self._taken(recovery)
         return taken
+
+    def _taken(self, recovery: bool) -> None:
+        node = self.node
+        assert recovery or not node.fence_answered, (
+            f"I4: {node.bookie_id} takes an add after it told of its fence"
+        )
+        node.hook("recovery added" if recovery else "added", node)
 
     def fence(self, ledger_id: int, master_key: bytes, then: Callable[[], None]) -> LedgerDescriptor:
         node = self.node
@@ -136,6 +146,17 @@ class _HookedBookie(Bookie):
         descriptor = super().fence(ledger_id, master_key, durable)
         node.hook("fenced", node)
         return descriptor
+
+
+class _HonestReads(Reads):
+    node: "BookieNode"
+
+    def read(self, peer: Any, ledger_id: int, entry_id: int, answer: Any) -> None:
+        def check(result: bytes | BookKeeperError) -> None:
+            self.node.check_negative(entry_id, result)
+            answer(result)
+
+        super().read(peer, ledger_id, entry_id, check)
 
 
 class BookieNode:
@@ -153,6 +174,7 @@ class BookieNode:
         self.paused = False
         self.background = True  # checkpoints of its own accord
         self.wiped = False  # its cookie forbids a start
+        self.collected = False  # it deleted the ledger
         self.life = 0  # counts starts
         self._requests: Requests | None = None
         self.hook: Callable[[str, BookieNode], None] = lambda _name, _node: None
@@ -193,7 +215,8 @@ class BookieNode:
         from bkctl.server.listener import Connection
 
         if self._requests is None:
-            reads = Reads(self.bookie, InlineExecutor())
+            reads = _HonestReads(self.bookie, InlineExecutor())
+            reads.node = self
             v3 = RequestsV3(self.bookie, reads, lambda: (1 << 40, 1 << 39))
             self._requests = Requests(self.bookie, reads, v3, batch_read_bytes_max=_FRAME_BYTES_MAX)
         return Connection(self._requests, _FRAME_BYTES_MAX, gone)
@@ -224,6 +247,15 @@ class BookieNode:
         """Its disks are replaced by empty ones: the cookie in the metadata store forbids to start."""
         self.crash()
         self.wiped = True
+
+    def collect(self) -> None:
+        """Garbage collection finds that the metadata store has the ledger no longer."""
+        if self.up and self.storage.ledger(self.ledger_id) is not None:
+            self.world.tell(self.bookie_id, "deletes the ledger")
+            self.world.covered["bookie collects"] += 1
+            self.collected = True
+            self.bookie.delete_ledger(self.ledger_id)
+            self.request_checkpoint()
 
     def restart(self) -> None:
         if not self.up and not self.wiped:
@@ -294,6 +326,11 @@ class BookieNode:
 
     def read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
         """A stored entry (LAST_ENTRY: the last one), or why there is none."""
+        found = self._read(ledger_id, entry_id)
+        self.check_negative(entry_id, found)
+        return found
+
+    def _read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
         try:
             descriptor = self.bookie.ledger(ledger_id)
         except NoSuchLedgerError as error:
@@ -303,6 +340,13 @@ class BookieNode:
         key = index_format.entry_key(ledger_id, entry_id)
         entry = descriptor.directory.cached(key) if entry_id >= 0 else None
         return absent(descriptor, entry_id) if entry is None else entry
+
+    def check_negative(self, entry_id: int, answer: bytes | BookKeeperError) -> None:
+        """A bookie never says that it lacks what it stores."""
+        if isinstance(answer, NEGATIVE) and not self.collected:
+            entries = self.durable_entries
+            held = (self.ledger_id, entry_id) in entries if entry_id >= 0 else bool(entries)
+            assert not held, f"I12: {self.bookie_id} denies entry {entry_id}: {answer}"
 
     def fencing_read(
         self, ledger_id: int, entry_id: int, key: bytes, answer: Callable[[bytes | BookKeeperError], None]
@@ -387,9 +431,13 @@ class BookieNode:
 
     # -- what is stored, for the oracle ----------------------------------------------------------
 
+    @property
+    def durable_entries(self) -> dict[tuple[int, int], bytes]:
+        """By ledger and entry id, as a crash now would leave them for certain."""
+        return self.journal.entries
+
     def durable_entry(self, ledger_id: int, entry_id: int) -> bytes | None:
-        """The entry as a crash now would leave it for certain."""
-        return self.journal.entries.get((ledger_id, entry_id))
+        return self.durable_entries.get((ledger_id, entry_id))
 
 
 class _Peer:

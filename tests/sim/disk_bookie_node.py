@@ -137,8 +137,14 @@ class DiskBookieNode(BookieNode):
                 assert isinstance(body, bytes), f"B4: {self.bookie_id} cannot read entry {key}: {body}"
                 self.entries.setdefault(key, body)  # which may have been damaged since
 
-    def durable_entry(self, ledger_id: int, entry_id: int) -> bytes | None:
-        return self.entries.get((ledger_id, entry_id))
+    @property
+    def durable_entries(self) -> dict[tuple[int, int], bytes]:
+        return self.entries
+
+    def collect(self) -> None:
+        super().collect()
+        if self.collected:
+            self.entries.clear()
 
     # -- life and death ------------------------------------------------------------------------------
 

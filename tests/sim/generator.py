@@ -307,7 +307,12 @@ def _advanced(rng: random.Random, plan: Plan) -> None:
 
 def _deleted(rng: random.Random, plan: Plan) -> None:
     """Somebody deletes the ledger under its writer, readers and recoverers."""
-    plan.acts.append(Act(_at(rng, 0.1, 0.9), "delete"))
+    at = _at(rng, 0.1, 0.9)
+    plan.acts.append(Act(at, "delete"))
+    for bookie in range(plan.shape.bookies):
+        if rng.random() < 0.7:
+            plan.acts.append(Act(at + _at(rng, 0, 0.5), "collect", (f"b{bookie}",)))
+    plan.acts += [Act(at + _at(rng, 0, 0.5), "add", ("1",)) for _ in range(rng.randint(0, 3))]
     for _ in range(rng.randint(0, 2)):
         plan.acts.append(Act(_at(rng, 0.1), "recover"))
     for _ in range(rng.randint(0, 4)):

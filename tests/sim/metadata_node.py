@@ -14,7 +14,7 @@ from tests.sim.world import MS, World
 class Troubles:
     """Probabilities per write."""
 
-    lost_request: float = 0.0  # not applied, reported as unreachable
+    lost_request: float = 0.0  # not applied; the program re-reads, or gives the store up
     lost_reply: float = 0.0  # applied or refused, the program re-reads
     delay_us_max: int = 3 * MS
     slow: float = 0.0
@@ -61,7 +61,8 @@ class MetadataNode:
         def apply() -> None:
             if lost_request:
                 self._world.covered["metadata request lost"] += 1
-                self._world.after(self._delay(), failed)
+                reread = lambda: conflict(self.current)  # noqa: E731
+                self._world.after(self._delay(), reread if chance() < 0.5 else failed)
                 return
             current = self.current
             accepted = current is not None and current.version == version

@@ -20,6 +20,7 @@ from bkctl.quorum.reads import RecoveryRead
 from bkctl.quorum.recovery import LedgerRecovery
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.server.bookie import Bookie
+from bkctl.server.storage.directory_storage import DirectoryStorage
 from bkctl.types import EntryId, MetadataState, Versioned
 from tests.sim import oracle
 from tests.sim.bookie_node import BookieNode, SimJournal
@@ -249,6 +250,19 @@ def _starts_empty() -> Iterator[None]:
 
 
 @contextmanager
+def _forgets_fence_of_deleted() -> Iterator[None]:
+    delete = DirectoryStorage.delete_ledger
+
+    def forgetting(self: DirectoryStorage, ledger_id: int) -> None:
+        delete(self, ledger_id)
+        self.tombstones.discard(ledger_id)
+        self._buried.discard(ledger_id)
+
+    with patch.object(DirectoryStorage, "delete_ledger", forgetting):
+        yield
+
+
+@contextmanager
 def _force_behind_close() -> Iterator[None]:
     """A force succeeds although the ledger was closed before the entries that it made durable."""
 
@@ -306,6 +320,9 @@ MUTANTS = [
     Mutant("M09", "acknowledges before the sync", _acks_before_sync, None, 100, True),
     Mutant("M10", "a bookie starts with its disks lost", _starts_empty, "wiped", 500, True),
     Mutant("M11", "fence and add are not atomic (4701)", _fence_not_atomic, "lost fence", 3000),
+    Mutant(
+        "M13", "the fence is deleted with the ledger (4462)", _forgets_fence_of_deleted, "deleted", 1000, True
+    ),
     Mutant("M14", "the LAC of a recovery advances", _lac_not_frozen, None, 1000, True),
     Mutant("M15", "coverage is counted, not windowed", _coverage_counted, "deaf fence", 500, True),
     Mutant("M16", "any error counts as a negative answer", _any_error_is_negative, None, 2000),

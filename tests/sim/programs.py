@@ -40,6 +40,7 @@ from bkctl.quorum.pending import entries_in, frames_in
 from bkctl.quorum.recovery import LedgerRecovery
 from bkctl.server.reads import LAST_ENTRY
 from bkctl.types import BookieId, BookieIndex, EntryId, LedgerMetadata, Versioned
+from tests.sim import coverage
 from tests.sim.cluster import LEDGER_ID, Cluster
 
 
@@ -84,8 +85,9 @@ class Program:
     def _take(self, machine: Any, event: Callable[..., list[Action]], arguments: tuple[Any, ...]) -> None:
         if self.alive and self.machine is machine:
             state = machine.state
-            self.world.covered[f"{type(machine).__name__} {state.name} {event.__name__}"] += 1
-            self.perform(event(*arguments))
+            actions = event(*arguments)
+            coverage.note(self.world.covered, machine, state, event.__name__, arguments, actions)
+            self.perform(actions)
 
     def perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -187,8 +189,15 @@ class Writer(Program):
             and self.machine.state in (WriterState.OPEN, WriterState.CHANGING)
         )
 
+    @property
+    def closed(self) -> bool:
+        """It may be asked to add, and refuses."""
+        running = self.alive and self._stopped is None
+        return running and self.machine.state not in (WriterState.OPEN, WriterState.CHANGING)
+
     def add(self, count: int) -> None:
         payloads = [self._random.randbytes(self._random.randint(0, 20)) for _ in range(count)]
+        self.world.covered[f"cell 17.1 {self.machine.state.name} Add"] += 1
         first, actions = self.machine.add(payloads)
         self.world.tell(self.name, f"adds {first} to {first + count - 1}")
         self.cluster.oracle.added(first, payloads)
@@ -243,6 +252,13 @@ class Writer(Program):
             self.cluster.oracle.lac_sent(lac)
             for index in self.cluster.schedule.write_set(lac):
                 self.cluster.carrier.write_lac(self, self.machine.ensemble[index], lac, lambda _answer: None)
+
+    def add_in_vain(self) -> None:
+        """The handle takes no more."""
+        self.world.covered[f"cell 17.1 {self.machine.state.name} Add"] += 1
+        with suppress(LedgerClosedError):
+            self.machine.add([b"too late"])
+            raise AssertionError(f"a writer that is {self.machine.state.value} takes an add")
 
     def close(self) -> None:
         self.world.tell(self.name, "closes the ledger")
@@ -299,6 +315,7 @@ class Recoverer(Program):
         self.machine = LedgerRecovery(
             LEDGER_ID, metadata, self.cluster.digester, fence_only=self.fence_only, window_entries=window
         )
+        self.world.covered[f"cell 17.2 start Meta({metadata.value.state.name})"] += 1
         self.hears(self.machine.start)
 
     def check_sent(self, flags: int, body: bytes) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from bkctl.errors import BookKeeperError, DigestMatchError
-from bkctl.quorum.lac import Coverage, LacCoverage, TailPoll
+from bkctl.quorum.lac import NEGATIVE, Coverage, LacCoverage, TailPoll
 from bkctl.quorum.reads import RangeRead
 from bkctl.types import (
     INVALID_ENTRY_ID,
@@ -16,6 +16,7 @@ from bkctl.types import (
     Versioned,
 )
 from tests.sim.cluster import LEDGER_ID, Cluster
+from tests.sim.coverage import counted
 from tests.sim.programs import Program
 from tests.sim.world import MS
 
@@ -61,21 +62,24 @@ class Reader(Program):
 
     def _lac_heard(self, coverage: LacCoverage, index: BookieIndex, answer: Any) -> None:
         if coverage.state is not Coverage.PENDING or not self.alive:
+            self._cover("17.4 reply after the end")
             return
         failed = isinstance(answer, BookKeeperError)
-        self._cover("LacCoverage", coverage.state, answer)
+        negative = isinstance(answer, NEGATIVE)
+        self._cover("17.4 " + ("negative" if negative else "unknown" if failed else "OK"))
         state = coverage.failed(index, answer) if failed else coverage.answered(index, answer)
         if state is Coverage.COVERED:
+            self._cover("17.4 covered")
             # As a handle does: closed metadata that came meanwhile bounds what bookies say.
             end = self.metadata.last_entry_id if self.metadata.closed else coverage.last_add_confirmed
             self._learn(max(self.lac, end))
             self._read_on()
         elif state is Coverage.FAILED:
+            self._cover("17.4 all in, not covered")
             self.failures += 1
 
-    def _cover(self, machine: str, state: Any, answer: Any) -> None:
-        told = type(answer).__name__ if isinstance(answer, BookKeeperError) else "answer"
-        self.world.covered[f"{machine} {state.name} {told}"] += 1
+    def _cover(self, cell: str) -> None:
+        self.world.covered[counted(cell)] += 1
 
     def _learn(self, lac: int) -> None:
         if lac != self.lac:
@@ -110,7 +114,7 @@ class Reader(Program):
             except DigestMatchError as error:
                 answer = error
         told = "error" if isinstance(answer, BookKeeperError) else "entry" if payload is not None else "LAC"
-        self.world.covered[f"TailPoll {told}"] += 1
+        self.world.covered[f"long poll {told}"] += 1
         if isinstance(answer, BookKeeperError):
             over += [True] if poll.failed(index, answer) else []
         else:
@@ -140,9 +144,7 @@ class Reader(Program):
             if read.done or not self.alive:
                 return
             groups = read.speculate()
-            self.world.covered[
-                "RangeRead SpecTimer asked" if groups else "RangeRead SpecTimer nobody left"
-            ] += 1
+            self._cover("17.3 SpecTimer, " + ("next asked" if groups else "nobody left"))
             self._ask(read, ensemble, groups)
             if groups:
                 self._speculate_later(read, ensemble, 2 * wait_us)
@@ -158,24 +160,28 @@ class Reader(Program):
         self, read: RangeRead, ensemble: tuple[BookieId, ...], index: BookieIndex, entry_ids: Any, answer: Any
     ) -> None:
         if read.done or not self.alive:
+            self._cover("17.3 reply after the end")
             return
         answers = [answer] * len(entry_ids) if isinstance(answer, BookKeeperError) else answer
         for each in answers:
-            self.world.covered[
-                f"RangeRead {type(each).__name__ if not isinstance(each, bytes) else 'found'}"
-            ] += 1
+            if isinstance(each, BookKeeperError):
+                self._cover("17.3 reply, " + ("negative" if isinstance(each, NEGATIVE) else "unknown"))
         mismatches = len(read.digest_mismatches)
-        self._ask(read, ensemble, read.answered(index, entry_ids, answers))
+        groups = read.answered(index, entry_ids, answers)
         if len(read.digest_mismatches) > mismatches:
-            self.world.covered["RangeRead digest mismatch"] += 1
+            self._cover("17.3 reply, bad digest")
             self.world.tell(self.name, f"gets a damaged entry from {ensemble[index]}")
+        if groups:
+            self._cover("17.3 next replica asked")
+        self._ask(read, ensemble, groups)
         if not read.done:
             return
         if read.error is not None:
             self.failures += 1
-            self.world.covered["RangeRead failed"] += 1
+            self._cover("17.3 nobody left, failed")
             self.world.tell(self.name, f"cannot read: {read.error}")
             return
+        self._cover("17.3 reply, verified")
         for entry in read.entries():
             self._give(entry.entry_id, entry.payload)
 

@@ -92,6 +92,8 @@ class Story:
     def do_add(self, count: str = "1") -> None:
         if self.writer.open:
             self.writer.add(int(count))
+        elif self.writer.closed:
+            self.writer.add_in_vain()
 
     def do_add_at(self, entry_id: str) -> None:
         if self.writer.open:
@@ -133,6 +135,10 @@ class Story:
 
     def do_delete(self) -> None:
         self.cluster.metadata.delete()
+
+    def do_collect(self, bookie: str) -> None:
+        if self.cluster.oracle.deleted:
+            self._node(bookie).collect()
 
     def do_kill(self, name: str) -> None:
         self._program(name, lambda program: program.kill())
