@@ -25,6 +25,7 @@ _MODULES = {
     "journal": "bkctl.cli.journal",
     "entrylog": "bkctl.cli.entrylog",
     "index": "bkctl.cli.index",
+    "gc": "bkctl.cli.gc",
     "cookie": "bkctl.cli.cookie",
     "bench": "bkctl.cli.bench",
     "context": "bkctl.cli.contexts",

@@ -37,7 +37,7 @@ class BookieFile:
     file_id: int | None
 
 
-_DATABASES = re.compile(r"(ledgers|locations)(\.(TEMP|PREV|BACKUP)-.*)?")
+_DATABASES = re.compile(r"metadata-cache|(ledgers|locations)(\.(TEMP|PREV|BACKUP)-.*)?")
 _MARK = re.compile(r"lastMark(\.\d+)?")
 _COMPACTION = re.compile(r"([0-9a-f]{1,8})\.log(\.compacting|\.[0-9a-f]{1,8}\.compacted)")
 _INDEX_FILE = re.compile(r"[0-9a-f]{1,2}/[0-9a-f]{1,2}/([0-9a-f]{1,16})\.idx(?:\.rloc)?")

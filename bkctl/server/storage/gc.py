@@ -10,7 +10,7 @@ Source: spec storage sections 8.2-8.4; upstream GarbageCollectorThread.
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +139,11 @@ class DirectoryCollector:
         """
         assert self.usage is not None
         end = time.monotonic() + threshold.time_s_max
-        for sources in self.plan(threshold):
+        logs = {i: usage for i, usage in self.usage.logs.items() if i not in self.usage.damaged}
+        for sources in compaction_plan(logs, threshold, self._log_bytes_max):
             if threshold.time_s_max > 0 and time.monotonic() > end:
                 return
-            live_bytes = sum(self.usage.logs[source].live_bytes for source in sources)
+            live_bytes = sum(logs[source].live_bytes for source in sources)
             usable = self._fs.usable_bytes(self.directory)
             if usable < live_bytes + _RESERVE_BYTES:
                 log.warning(
@@ -155,30 +156,26 @@ class DirectoryCollector:
             finally:
                 self.current_log = None
 
-    def plan(self, threshold: Threshold) -> list[list[int]]:
-        """Which logs go together: emptiest first, and no more than what fits one log."""
-        assert self.usage is not None
-        logs = self.usage.logs
-        whole = logs.keys() - self.usage.damaged.keys()
-        sparse = [i for i in whole if threshold.usage_of(logs[i]) < threshold.ratio]
-        groups: list[list[int]] = []
-        group_bytes = 0
-        for log_id in sorted(sparse, key=lambda i: (threshold.usage_of(logs[i]), i)):
-            live_bytes = logs[log_id].live_bytes
-            if (
-                not groups
-                or group_bytes + live_bytes > self._log_bytes_max
-                or len(groups[-1]) >= _SOURCES_MAX
-            ):
-                groups.append([])
-                group_bytes = 0
-            groups[-1].append(log_id)
-            group_bytes += live_bytes
-        # Alone, a small log would only be written again and again.
-        return [group for group in groups if len(group) > 1 or logs[group[0]].ratio < threshold.ratio]
-
     def close(self) -> None:
         if self._metadata is not None:
             self._metadata.close()
             self._metadata = None
             self.usage = None
+
+
+def compaction_plan(
+    logs: Mapping[int, LogUsage], threshold: Threshold, log_bytes_max: int
+) -> list[list[int]]:
+    """Which logs are compacted together: emptiest first, and no more than what fits one log."""
+    sparse = [log_id for log_id, usage in logs.items() if threshold.usage_of(usage) < threshold.ratio]
+    groups: list[list[int]] = []
+    group_bytes = 0
+    for log_id in sorted(sparse, key=lambda i: (threshold.usage_of(logs[i]), i)):
+        live_bytes = logs[log_id].live_bytes
+        if not groups or group_bytes + live_bytes > log_bytes_max or len(groups[-1]) >= _SOURCES_MAX:
+            groups.append([])
+            group_bytes = 0
+        groups[-1].append(log_id)
+        group_bytes += live_bytes
+    # Alone, a small log would only be written again and again.
+    return [group for group in groups if len(group) > 1 or logs[group[0]].ratio < threshold.ratio]

@@ -20,6 +20,7 @@ from bkctl.server.storage.gc import (
     CompactionStoppedError,
     DirectoryCollector,
     Threshold,
+    compaction_plan,
 )
 from bkctl.server.storage.index import EntryLogMetadataIndex
 from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
@@ -385,11 +386,13 @@ def test_small_logs_are_put_together_when_asked_and_not_again_and_again(disk: Di
 def test_the_emptiest_logs_come_first_and_fit_one_log_together(mixed: Disk) -> None:
     mixed.delete(2)
     mixed.refresh()
-    plan = mixed.collector.plan(Threshold(0.9))
+    assert mixed.collector.usage is not None
+    logs = mixed.collector.usage.logs
+    plan = compaction_plan(logs, Threshold(0.9), 8 * KIB)
     assert sorted(i for group in plan for i in group) == [0, 1, 2, 3]
     shares = [mixed.usage(i)[1] / mixed.usage(i)[0] for group in plan for i in group]
     assert shares == sorted(shares)
-    assert mixed.collector.plan(Threshold(0.3)) == []
+    assert compaction_plan(logs, Threshold(0.3), 8 * KIB) == []
 
 
 def test_a_disk_without_room_for_the_copy_is_not_filled(mixed: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
