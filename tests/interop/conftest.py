@@ -3,13 +3,15 @@
 import itertools
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from bkctl import __version__
 from tests.integration.bookies import bkctl
 from tests.interop import matrix
-from tests.interop.apache import Apache, JavaDriver, resolve
+from tests.interop.apache import Apache, JavaClient, JavaDriver, resolve
+from tests.interop.java_bookies import STORAGES, JavaCluster, java_bookies
 from tests.zookeeper_server import ZooKeeperServer
 
 _roots = itertools.count(1)
@@ -89,3 +91,24 @@ def pytest_runtest_makereport(item: pytest.Function) -> Iterator[None]:
 def pytest_sessionfinish() -> None:
     if "Apache BookKeeper" in _facts:
         matrix.record(_facts.pop("Apache BookKeeper"), _facts, _outcomes)
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def cluster(
+    request: pytest.FixtureRequest,
+    apache: Apache,
+    new_cluster: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[JavaCluster]:
+    """Java bookies of one storage, then of the other."""
+    home: Path = tmp_path_factory.mktemp("java")
+    with java_bookies(apache, new_cluster(), home, request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def java(cluster: JavaCluster, driver: JavaDriver) -> Iterator[JavaClient]:
+    """A Java client of that cluster."""
+    client = driver.client("java", cluster.uri)
+    yield client
+    client.close()

@@ -2,8 +2,7 @@
 
 import base64
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,33 +26,14 @@ from bkctl.formats.frame import FRAME_BYTES_MAX
 from bkctl.quorum.reads import Entry
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.types import DigestType, EntryId, LedgerId
-from tests.interop.apache import Apache, JavaClient, JavaDriver
-from tests.interop.java_bookies import STORAGES, JavaCluster, java_bookies, payloads
+from tests.interop.apache import JavaClient
+from tests.interop.java_bookies import JavaCluster, payloads
 from tests.interop.payload import digest, expected, payload
 
 KIB = 1024
 MIB = 1024 * KIB
 SHAPES = [(1, 1, 1), (2, 1, 1), (3, 2, 1), (3, 2, 2), (3, 3, 1), (3, 3, 2), (3, 3, 3)]
 ABSENT = LedgerId(1 << 40)
-
-
-@pytest.fixture(scope="module", params=STORAGES)
-def cluster(
-    request: pytest.FixtureRequest,
-    apache: Apache,
-    new_cluster: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[JavaCluster]:
-    home: Path = tmp_path_factory.mktemp("java")
-    with java_bookies(apache, new_cluster(), home, request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def java(cluster: JavaCluster, driver: JavaDriver) -> Iterator[JavaClient]:
-    client = driver.client("reader", cluster.uri)
-    yield client
-    client.close()
 
 
 def digest_of(entries: Sequence[Entry]) -> str:

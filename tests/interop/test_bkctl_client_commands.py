@@ -3,7 +3,7 @@
 import base64
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,12 @@ import pytest
 from bkctl.cli.exit_codes import ExitCode
 from bkctl.types import DigestType
 from tests.integration.command_line import CommandLine, eventually
-from tests.interop.apache import Apache, JavaClient, JavaDriver
+from tests.interop.apache import JavaClient
 from tests.interop.busy_writer import SIZE
-from tests.interop.java_bookies import STORAGES, JavaCluster, java_bookies, payloads
+from tests.interop.java_bookies import JavaCluster, payloads
 from tests.interop.payload import digest, expected
 
 ENTRIES = 3000
-
-
-@pytest.fixture(scope="module", params=STORAGES)
-def cluster(
-    request: pytest.FixtureRequest,
-    apache: Apache,
-    new_cluster: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[JavaCluster]:
-    home: Path = tmp_path_factory.mktemp("java")
-    with java_bookies(apache, new_cluster(), home, request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def java(cluster: JavaCluster, driver: JavaDriver) -> Iterator[JavaClient]:
-    client = driver.client("java", cluster.uri)
-    yield client
-    client.close()
 
 
 class Commands:

@@ -1,8 +1,6 @@
 """bkctl client and commands → Java bookies: ledgers that are open, and how they end."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,29 +9,10 @@ from bkctl.errors import LedgerClosedError, LedgerFencedError
 from bkctl.formats.entry import Digester, master_key
 from bkctl.quorum.reads import Entry
 from bkctl.types import DigestType, EntryId, LedgerId, MetadataState
-from tests.interop.apache import Apache, JavaClient, JavaDriver
+from tests.interop.apache import JavaClient
 from tests.interop.busy_writer import PATIENCE_S, SIZE, BusyWriter
-from tests.interop.java_bookies import STORAGES, JavaCluster, java_bookies, payloads
+from tests.interop.java_bookies import JavaCluster, payloads
 from tests.interop.payload import digest, expected, payload
-
-
-@pytest.fixture(scope="module", params=STORAGES)
-def cluster(
-    request: pytest.FixtureRequest,
-    apache: Apache,
-    new_cluster: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[JavaCluster]:
-    home: Path = tmp_path_factory.mktemp("java")
-    with java_bookies(apache, new_cluster(), home, request.param) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def java(cluster: JavaCluster, driver: JavaDriver) -> Iterator[JavaClient]:
-    client = driver.client("java", cluster.uri)
-    yield client
-    client.close()
 
 
 async def assert_holds(reader: LedgerReader, last: int) -> None:
