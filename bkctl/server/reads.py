@@ -169,6 +169,12 @@ class Reads:
             try:
                 descriptor = self._bookie.ledger(ledger_id)
                 real_id = await self.last_entry_id(descriptor) if entry_id == LAST_ENTRY else entry_id
+                # Nobody has looked for the last entry in the caches, and a flush may move it to the index
+                # while that is asked.
+                cached = self.cached(descriptor, real_id) if entry_id == LAST_ENTRY else None
+                if cached is not None:
+                    results[number] = cached
+                    continue
                 if real_id >= 0:
                     by_directory.setdefault(descriptor.directory, []).append((number, ledger_id, real_id))
                 results[number] = absent(descriptor, entry_id)
