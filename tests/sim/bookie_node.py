@@ -152,8 +152,10 @@ class _HonestReads(Reads):
     node: "BookieNode"
 
     def read(self, peer: Any, ledger_id: int, entry_id: int, answer: Any) -> None:
+        held = self.node.holds(entry_id)  # what comes while it looks may be missed
+
         def check(result: bytes | BookKeeperError) -> None:
-            self.node.check_negative(entry_id, result)
+            self.node.check_negative(entry_id, result, held=held)
             answer(result)
 
         super().read(peer, ledger_id, entry_id, check)
@@ -327,7 +329,7 @@ class BookieNode:
     def read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
         """A stored entry (LAST_ENTRY: the last one), or why there is none."""
         found = self._read(ledger_id, entry_id)
-        self.check_negative(entry_id, found)
+        self.check_negative(entry_id, found, held=self.holds(entry_id))
         return found
 
     def _read(self, ledger_id: int, entry_id: int) -> bytes | BookKeeperError:
@@ -341,12 +343,14 @@ class BookieNode:
         entry = descriptor.directory.cached(key) if entry_id >= 0 else None
         return absent(descriptor, entry_id) if entry is None else entry
 
-    def check_negative(self, entry_id: int, answer: bytes | BookKeeperError) -> None:
+    def holds(self, entry_id: int) -> bool:
+        entries = self.durable_entries
+        return (self.ledger_id, entry_id) in entries if entry_id >= 0 else bool(entries)
+
+    def check_negative(self, entry_id: int, answer: bytes | BookKeeperError, *, held: bool) -> None:
         """A bookie never says that it lacks what it stores."""
-        if isinstance(answer, NEGATIVE) and not self.collected:
-            entries = self.durable_entries
-            held = (self.ledger_id, entry_id) in entries if entry_id >= 0 else bool(entries)
-            assert not held, f"I12: {self.bookie_id} denies entry {entry_id}: {answer}"
+        if held and not self.collected:
+            assert not isinstance(answer, NEGATIVE), f"I12: {self.bookie_id} denies entry {entry_id}: {answer}"
 
     def fencing_read(
         self, ledger_id: int, entry_id: int, key: bytes, answer: Callable[[bytes | BookKeeperError], None]

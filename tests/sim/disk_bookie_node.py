@@ -127,10 +127,8 @@ class DiskBookieNode(BookieNode):
             assert isinstance(found, bytes), f"B5: {self.bookie_id} lost the durable entry {ids}: {found}"
         for ledger_id in self.fence_answered if self.life > 1 else ():
             descriptor = directory.ledgers.get(ledger_id)
-            assert descriptor is not None, (
-                f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
-            )
-            assert descriptor.fenced, f"B2: {self.bookie_id} has forgotten the fence of ledger {ledger_id}"
+            fenced = descriptor is not None and descriptor.fenced
+            assert fenced or self.storage.fenced_and_deleted(ledger_id), f"B2: {self.bookie_id} forgot a fence"
         for ledger_id in directory.ledgers:
             ids = [(ledger_id, entry_id) for entry_id in directory.load_entry_ids(ledger_id)]
             for key, body in zip(ids, directory.load_entries(ids), strict=True):
