@@ -6,7 +6,7 @@ Source: spec replication section 8 (add timeout).
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from bkctl.types import BookieId
+from bkctl.types import BookieId, EntryId
 
 CHECKS_PER_TIMEOUT = 5  # an add is noticed to be late after 1.0 to 1.4 timeouts
 
@@ -43,3 +43,19 @@ class LateBookies:
         if sent_at > due:
             return []
         return [b for b in self._behind(sent) if self._resent.get(b, sent_at) <= due]
+
+
+class OldestAdd:
+    """Whether an add waits longer for its ack quorum than `timeout_ms`, without a timer per add."""
+
+    def __init__(self, timeout_ms: int) -> None:
+        self._timeout_s = timeout_ms / 1000
+        self.interval_s = self._timeout_s / CHECKS_PER_TIMEOUT
+        self._marks: deque[tuple[float, EntryId]] = deque()  # at this time, the last entry added
+
+    def overdue(self, last_pushed: EntryId, last_acked: EntryId, now: float) -> bool:
+        """Call it every `interval_s`; an add is noticed after 1.0 to 1.4 timeouts."""
+        self._marks.append((now, last_pushed))
+        while self._marks and self._marks[0][1] <= last_acked:
+            self._marks.popleft()
+        return bool(self._marks) and self._marks[0][0] <= now - self._timeout_s

@@ -21,7 +21,7 @@ from bkctl.errors import (
 )
 from bkctl.formats.entry import Digester, read_header
 from bkctl.metadata.ledgers import LedgerManager
-from bkctl.quorum.lac import Coverage, LacCoverage, TailPoll, lac_of_answer
+from bkctl.quorum.lac import NEGATIVE, Coverage, LacCoverage, TailPoll, lac_of_answer
 from bkctl.quorum.reads import Entry, Groups, RangeRead
 from bkctl.quorum.schedule import RoundRobinSchedule
 from bkctl.types import (
@@ -292,17 +292,8 @@ class LedgerReader:
         """Ask the bookies. Raises ReadError, RequestTimeoutError, UnauthorizedAccessError."""
         if self.closed:
             return self._lac
-        ensemble = self.metadata.last_segment.ensemble
         coverage = LacCoverage(self._schedule)
-
-        async def ask(index: int) -> tuple[BookieIndex, EntryId | BookKeeperError]:
-            try:
-                answer = await self._pool.channel(ensemble[index]).read_lac(self.ledger_id)
-                return BookieIndex(index), lac_of_answer(self._digester, self.ledger_id, *answer)
-            except BookKeeperError as error:
-                return BookieIndex(index), error
-
-        async with aclosing(_as_completed([ask(index) for index in range(len(ensemble))])) as answers:
+        async with aclosing(self._lac_answers()) as answers:
             async for index, lac in answers:
                 if isinstance(lac, BookKeeperError):
                     coverage.failed(index, lac)
@@ -314,6 +305,45 @@ class LedgerReader:
             raise _read_failure(self.ledger_id, coverage.error)
         self._advance(coverage.last_add_confirmed)
         return self._lac
+
+    async def try_read_last_add_confirmed(self) -> EntryId:
+        """As `read_last_add_confirmed`, content with the first bookie that has news, or with any answer.
+
+        A later entry may be confirmed already. Raises ReadError, RequestTimeoutError,
+        UnauthorizedAccessError: no bookie answered.
+        """
+        if self.closed:
+            return self._lac
+        heard, failure = False, None
+        async with aclosing(self._lac_answers()) as answers:
+            async for _index, lac in answers:
+                if not isinstance(lac, BookKeeperError):
+                    if lac > self._lac:
+                        self._advance(lac)
+                        return self._lac
+                    heard = True
+                elif isinstance(lac, NEGATIVE):
+                    heard = True
+                else:
+                    failure = lac
+        if not heard:
+            raise _read_failure(self.ledger_id, failure)
+        return self._lac
+
+    async def _lac_answers(self) -> AsyncGenerator[tuple[BookieIndex, EntryId | BookKeeperError], None]:
+        """What the bookies of the last segment know of the LAC, as it comes."""
+        ensemble = self.metadata.last_segment.ensemble
+
+        async def ask(index: int) -> tuple[BookieIndex, EntryId | BookKeeperError]:
+            try:
+                answer = await self._pool.channel(ensemble[index]).read_lac(self.ledger_id)
+                return BookieIndex(index), lac_of_answer(self._digester, self.ledger_id, *answer)
+            except BookKeeperError as error:
+                return BookieIndex(index), error
+
+        async with aclosing(_as_completed([ask(index) for index in range(len(ensemble))])) as answers:
+            async for answer in answers:
+                yield answer
 
     async def poll(self, entry_id: EntryId, timeout_ms: int) -> PollResult:
         """Wait for `entry_id` to be confirmed, `timeout_ms` at most.

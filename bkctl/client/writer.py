@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from bkctl.client.bookies import BookieChooser
 from bkctl.client.channel import BookieChannel
-from bkctl.client.late import LateBookies
+from bkctl.client.late import LateBookies, OldestAdd
 from bkctl.client.pool import BookiePool
 from bkctl.client.settings import ClientSettings
 from bkctl.client.tasks import SlowActions
@@ -91,6 +91,7 @@ class LedgerWriter:
             advanced=advanced,
             deferred_sync=deferred_sync,
             ensemble_changes_max=settings.ensemble_changes_max,
+            delay_ensemble_change=settings.delay_ensemble_change,
             frame_bytes_max=settings.frame_bytes_max,
         )
         self._payload_bytes_max = digester.payload_bytes_max(settings.frame_bytes_max)
@@ -108,6 +109,9 @@ class LedgerWriter:
         self._retry_s = self._late.interval_s
         self._retry_at = 0.0
         self._timer = self._loop.call_later(self._late.interval_s, self._check_late)
+        self._quorum_timer: asyncio.TimerHandle | None = None
+        if settings.add_quorum_timeout_ms:
+            self._check_quorum(OldestAdd(settings.add_quorum_timeout_ms))
         self._lac_timer: asyncio.TimerHandle | None = None
         if settings.explicit_lac_interval_ms:
             self._schedule_lac()
@@ -289,6 +293,12 @@ class LedgerWriter:
         if not self.closed:
             self._timer = self._loop.call_later(self._late.interval_s, self._check_late)
 
+    def _check_quorum(self, oldest: OldestAdd) -> None:
+        if oldest.overdue(self._adds.last_add_pushed, self._adds.last_acked, self._loop.time()):
+            self._perform(self._adds.quorum_timed_out)
+        if not self.closed:
+            self._quorum_timer = self._loop.call_later(oldest.interval_s, self._check_quorum, oldest)
+
     async def _retry_absent(self) -> None:
         try:
             writable = await self._chooser.writable()
@@ -368,8 +378,9 @@ class LedgerWriter:
     def _release(self) -> None:
         """The handle takes no more: let go of timers, channels and whoever waits."""
         self._timer.cancel()
-        if self._lac_timer is not None:
-            self._lac_timer.cancel()
+        for timer in (self._lac_timer, self._quorum_timer):
+            if timer is not None:
+                timer.cancel()
         for channel in self._channels.values():
             channel.detach(self.ledger_id)
         self._channels.clear()

@@ -15,14 +15,16 @@ Laws:
 
 Pure: no clock, no socket. Source: spec replication sections 5, 6, 7, 9, 10, 17.1, 18; upstream
 LedgerHandle, PendingAddOp. A failed bookie is replaced at once when an unacknowledged entry needs it,
-otherwise when the next add is made. Differs: a bookie for which there is no replacement is left out,
-as with upstream's delayed ensemble change, while every write set keeps an ack quorum without it.
+otherwise when the next add is made; with `delay_ensemble_change` as late as possible. Differs: a
+bookie for which there is no replacement is left out while every write set keeps an ack quorum without
+it, as with upstream's delayed ensemble change.
 """
 
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bkctl.errors import (
+    AddEntryQuorumTimeoutError,
     BkctlError,
     BookKeeperError,
     DuplicateEntryIdError,
@@ -34,6 +36,7 @@ from bkctl.errors import (
     NotEnoughBookiesError,
     UnauthorizedAccessError,
     WriteError,
+    WriteOnReadOnlyBookieError,
 )
 from bkctl.formats.entry import Digester
 from bkctl.formats.frame import FRAME_BYTES_MAX
@@ -49,6 +52,7 @@ from bkctl.quorum.ensemble import differing_indexes, replace_bookies, with_ensem
 from bkctl.quorum.metadata_update import MetadataUpdate
 from bkctl.quorum.pending import PendingAdds
 from bkctl.quorum.schedule import RoundRobinSchedule
+from bkctl.quorum.tolerated import ToleratedFailures
 from bkctl.types import (
     INVALID_ENTRY_ID,
     BookieId,
@@ -78,7 +82,9 @@ class LedgerAdds:
     """The machine behind one writing handle of a new ledger.
 
     `advanced`: the caller chooses entry ids. `deferred_sync`: acknowledged adds are durable, and
-    count as confirmed, only after a force. `ensemble_changes_max` None: no limit.
+    count as confirmed, only after a force. `ensemble_changes_max` None: no limit. `delay_ensemble_change`:
+    a failed bookie is replaced only when an entry lacks its ack quorum otherwise, or the bookie is
+    read-only.
     Every method returns the actions to carry out, in order.
     """
 
@@ -91,6 +97,7 @@ class LedgerAdds:
         advanced: bool = False,
         deferred_sync: bool = False,
         ensemble_changes_max: int | None = None,
+        delay_ensemble_change: bool = False,
         frame_bytes_max: int = FRAME_BYTES_MAX,
     ) -> None:
         assert metadata.value.state is MetadataState.OPEN, metadata
@@ -101,6 +108,7 @@ class LedgerAdds:
         self._advanced = advanced
         self._deferred_sync = deferred_sync
         self._changes_max = ensemble_changes_max
+        self._delay_change = delay_ensemble_change
         self._frame_bytes_max = frame_bytes_max
         self.ensemble_changes = 0
         self.last_add_confirmed = INVALID_ENTRY_ID
@@ -117,6 +125,7 @@ class LedgerAdds:
         self._update: MetadataUpdate | None = None  # a metadata write is on its way
         self._error: BkctlError | None = None  # why the writer gave up
         self._schedule = RoundRobinSchedule.of(metadata.value)
+        self._tolerated = ToleratedFailures(self._schedule)
         self._pending = PendingAdds(
             self._schedule,
             metadata.value.last_segment.ensemble,
@@ -137,6 +146,11 @@ class LedgerAdds:
     @property
     def last_add_pushed(self) -> EntryId:
         return self._pending.last_pushed
+
+    @property
+    def last_acked(self) -> EntryId:
+        """The last entry whose adder was told that it is stored."""
+        return self._pending.acked
 
     @property
     def pending_entries(self) -> int:
@@ -248,11 +262,28 @@ class LedgerAdds:
             if self._replacing.get(index) != bookie_id:
                 self._failed[index] = bookie_id
             return []
+        if self._delay_change:
+            return self._tolerate(index, bookie_id, entry_id, error)
         if entry_id <= self._pending.acked:
             self._delayed[index] = bookie_id
             return []
         self._failed = {**self._delayed, index: bookie_id}
         self._delayed.clear()
+        return self._begin_change()
+
+    def _tolerate(
+        self, index: BookieIndex, bookie_id: BookieId, entry_id: int, error: BookKeeperError
+    ) -> list[Action]:
+        """Delayed ensemble change: replace what failed once an entry can't reach its ack quorum."""
+        self._tolerated.note(index, bookie_id, entry_id)
+        failed = self._tolerated.pending(self.ensemble, self._pending.acked)
+        gone = failed.keys() | self.absent.keys()
+        if not isinstance(error, WriteOnReadOnlyBookieError) and (
+            index not in failed or self._tolerated.bearable(len(self.ensemble), gone)
+        ):
+            return []
+        self._failed = {**failed, index: bookie_id}
+        self._tolerated.clear()
         return self._begin_change()
 
     def bookie_failed(self, bookie_id: BookieId, error: BookKeeperError) -> list[Action]:
@@ -267,7 +298,7 @@ class LedgerAdds:
         outstanding = self._pending.first_outstanding(index) if index is not None else None
         if outstanding is None:
             return []
-        if outstanding <= self._pending.acked < self._pending.last_pushed:
+        if self._delay_change or outstanding <= self._pending.acked < self._pending.last_pushed:
             outstanding = self._pending.last_pushed  # pending entries are among them
         return self.failed(bookie_id, outstanding, error)
 
@@ -421,6 +452,17 @@ class LedgerAdds:
         """
         if self.state in (WriterState.OPEN, WriterState.CHANGING):
             return self._give_up(LedgerClosedError(f"ledger {self.ledger_id} was closed"))
+        return []
+
+    def quorum_timed_out(self) -> list[Action]:
+        """An add has waited for its ack quorum longer than its caller allows."""
+        if self.state in (WriterState.OPEN, WriterState.CHANGING):
+            entry_id = self._pending.acked + 1
+            return self._give_up(
+                AddEntryQuorumTimeoutError(
+                    f"ledger {self.ledger_id} entry {entry_id}: no ack quorum has stored it in time"
+                )
+            )
         return []
 
     def abandon(self, error: BkctlError) -> list[Action]:

@@ -194,6 +194,24 @@ async def test_a_lac_needs_answers_from_enough_bookies() -> None:
         bookies[0].down = bookies[1].down = False
 
 
+async def test_any_bookie_with_news_of_the_lac_is_enough_for_a_try() -> None:
+    cluster = FakeCluster(3)
+    async with cluster.client() as client, await client.create_ledger() as ledger:
+        reader = await client.open_ledger_no_recovery(ledger.ledger_id)
+        assert await reader.try_read_last_add_confirmed() == -1  # no bookie knows of the ledger
+        for payload in payloads(3):
+            await ledger.append(payload)
+        bookies = list(cluster.bookies.values())
+        bookies[0].down = bookies[1].down = True
+        assert await reader.try_read_last_add_confirmed() == 1
+        assert await reader.try_read_last_add_confirmed() == 1  # no news
+        bookies[2].down = True
+        with pytest.raises(ReadError):
+            await reader.try_read_last_add_confirmed()
+        for bookie in bookies:
+            bookie.down = False
+
+
 async def test_a_poll_waits_for_the_entry() -> None:
     """1. Nothing new: none after the timeout.  2. Entry 0 is confirmed by the next add: it comes along."""
     cluster = FakeCluster(3)

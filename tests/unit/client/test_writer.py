@@ -8,6 +8,7 @@ from bkctl.client.bookkeeper import BookKeeper
 from bkctl.client.settings import ClientSettings
 from bkctl.client.writer import BLOCK_ENTRIES_MAX, LedgerWriter
 from bkctl.errors import (
+    AddEntryQuorumTimeoutError,
     ClientClosedError,
     DuplicateEntryIdError,
     IllegalOperationError,
@@ -167,6 +168,37 @@ async def test_a_bookie_that_does_not_answer_in_time_is_replaced() -> None:
         assert await asyncio.wait_for(ledger.append(b"x"), 2) == 0
         assert silent not in ledger.metadata.last_segment.ensemble
         await ledger.close()
+
+
+async def test_an_add_without_its_quorum_fails_when_the_caller_has_waited_long_enough() -> None:
+    """However many bookies are to spare: each of them gets `add_timeout_ms` only."""
+    cluster = FakeCluster(3)
+    async with cluster.client(add_quorum_timeout_ms=60) as client:
+        ledger = await client.create_ledger(ack_quorum_size=3)
+        await ledger.append(b"stored")
+        await asyncio.sleep(0.2)  # nothing is pending: no timeout
+        cluster.bookies[ledger.metadata.last_segment.ensemble[1]].silent = True
+        with pytest.raises(AddEntryQuorumTimeoutError):
+            await asyncio.wait_for(ledger.append(b"waits"), 2)
+        await ledger.close()
+        assert ledger.metadata.last_entry_id == 0
+
+
+async def test_with_a_delayed_change_one_lost_bookie_changes_nothing() -> None:
+    cluster = FakeCluster(4)
+    async with (
+        cluster.client(delay_ensemble_change=True) as client,
+        await client.create_ledger() as ledger,
+    ):
+        await ledger.append(b"everywhere")
+        before = ledger.metadata.last_segment.ensemble
+        cluster.bookies[before[0]].down = True
+        await ledger.append_many(payloads(3))
+        assert ledger.ensemble_changes == 0
+        cluster.bookies[before[1]].down = True
+        cluster.bookies[before[0]].down = False
+        await ledger.append_many(payloads(3))
+        assert ledger.metadata.last_segment.ensemble[2] == before[2]
 
 
 async def test_without_a_spare_the_writer_goes_on_with_an_ack_quorum_and_takes_the_bookie_back() -> None:

@@ -460,6 +460,57 @@ def test_an_abandoned_writer_writes_no_metadata() -> None:
     assert writer.close() == []
 
 
+def test_a_delayed_change_waits_until_an_entry_cannot_reach_its_quorum() -> None:
+    writer = _writer(delay_ensemble_change=True)
+    _add(writer)
+    assert writer.bookie_failed(C, LOST) == []
+    assert _sent(_add(writer)) == {A: [1], B: [1], C: [1]}
+    (change,) = writer.bookie_failed(B, LOST)
+    assert change.failed == {1: B, 2: C}
+    assert writer.state is WriterState.CHANGING
+
+
+def test_a_delayed_change_forgets_failures_of_entries_that_are_acknowledged() -> None:
+    writer = _writer(delay_ensemble_change=True)
+    _add(writer)
+    assert writer.failed(C, 0, LOST) == []
+    writer.stored(A, 0, 0)
+    assert writer.stored(B, 0, 0) == [Acked(0, 0)]
+    _add(writer)
+    assert writer.failed(B, 1, LOST) == []
+    writer.stored(A, 1, 1)
+    assert writer.stored(C, 1, 1) == [Acked(1, 1)]
+
+
+def test_a_delayed_change_replaces_a_read_only_bookie_at_once() -> None:
+    writer = _writer(delay_ensemble_change=True)
+    _add(writer)
+    (change,) = writer.failed(C, 0, WriteOnReadOnlyBookieError("full"))
+    assert change.failed == {2: C}
+
+
+def test_a_delayed_change_of_a_striped_ledger_looks_at_every_write_set() -> None:
+    writer = _writer((A, B, C, D), 2, 1, delay_ensemble_change=True)
+    _add(writer, 4)
+    assert writer.bookie_failed(A, LOST) == []
+    assert writer.bookie_failed(C, LOST) == []  # the opposite one
+    (change,) = writer.bookie_failed(B, LOST)
+    assert change.failed == {0: A, 1: B, 2: C}
+
+
+@pytest.mark.parametrize("changing", [False, True])
+def test_an_add_without_its_quorum_in_time_ends_the_writer(changing: bool) -> None:
+    writer = _writer()
+    _add(writer)
+    writer.stored(A, 0, 0)
+    if changing:
+        writer.bookie_failed(B, LOST)
+    failed, write = writer.quorum_timed_out()
+    assert isinstance(failed.error, AddEntryQuorumTimeoutError)
+    assert write.metadata.last_entry_id == -1
+    assert writer.quorum_timed_out() == []
+
+
 def test_deferred_adds_are_confirmed_by_a_force_and_never_change_the_ensemble() -> None:
     writer = _writer(deferred_sync=True)
     assert writer.force_point() is None
