@@ -350,7 +350,7 @@ class BookieNode:
     def check_negative(self, entry_id: int, answer: bytes | BookKeeperError, *, held: bool) -> None:
         """A bookie never says that it lacks what it stores."""
         if held and not self.collected:
-            assert not isinstance(answer, NEGATIVE), f"I12: {self.bookie_id} denies entry {entry_id}: {answer}"
+            assert not isinstance(answer, NEGATIVE), f"I12: {self.bookie_id} denies {entry_id}: {answer}"
 
     def fencing_read(
         self, ledger_id: int, entry_id: int, key: bytes, answer: Callable[[bytes | BookKeeperError], None]

@@ -54,6 +54,7 @@ class Settings:
     speculative_us: int = 30 * MS  # a reader asks another replica after so long
     deferred_sync: bool = False
     advanced: bool = False
+    delay_change: bool = False  # of the ensemble
     window_entries: int = 4  # that a recovery reads ahead
     conditions: Conditions = field(default_factory=Conditions)
     troubles: Troubles = field(default_factory=Troubles)

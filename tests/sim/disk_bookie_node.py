@@ -128,7 +128,7 @@ class DiskBookieNode(BookieNode):
         for ledger_id in self.fence_answered if self.life > 1 else ():
             descriptor = directory.ledgers.get(ledger_id)
             fenced = descriptor is not None and descriptor.fenced
-            assert fenced or self.storage.fenced_and_deleted(ledger_id), f"B2: {self.bookie_id} forgot a fence"
+            assert fenced or self.storage.fenced_and_deleted(ledger_id), f"B2: {self.bookie_id} unfenced"
         for ledger_id in directory.ledgers:
             ids = [(ledger_id, entry_id) for entry_id in directory.load_entry_ids(ledger_id)]
             for key, body in zip(ids, directory.load_entries(ids), strict=True):

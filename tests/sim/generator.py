@@ -32,6 +32,7 @@ def plan_of(seed: int, profile: str | None = None) -> Plan:
     plan = Plan(seed, Shape(*size, bookies=size[0] + rng.randint(1, 3)), profile=name)
     _base(rng, plan)
     PROFILES[name](rng, plan)
+    plan.settings.delay_change = random.Random(f"{seed}/delay").random() < 0.15
     plan.acts.sort(key=lambda act: act.at_us)
     return plan
 

@@ -176,6 +176,7 @@ class Writer(Program):
             cluster.digester,
             advanced=settings.advanced,
             deferred_sync=settings.deferred_sync,
+            delay_ensemble_change=settings.delay_change,
         )
         self.deferred = settings.deferred_sync
         self.close_error: BkctlError | str | None = "not closed"
