@@ -175,6 +175,34 @@ def test_a_collection_goes_on_after_a_power_loss(loss: Loss) -> None:
     collected_again(loss)
 
 
+def test_a_collection_that_lost_power_twice_goes_on() -> None:
+    count = changes(collections)
+    for operation in range(count // 2, count, 5):
+        disk = Disk()
+        before = run_until(collections, operation, disk)
+        image = disk.after_power_loss(Loss.TORN, random.Random(operation))
+
+        def again(node: StorageNode) -> None:
+            node.delete(*node.storage.directories[0].ledgers.keys() & before.deleting)  # noqa: B023
+            node.collect(0.8)
+
+        second_count = changes_of(again, image)
+        for second in range(0, second_count, 3):
+            between = image.after_power_loss(Loss.NOTHING, random.Random(0))
+            run_until(again, second, between)
+            after = StorageNode(between.after_power_loss(Loss.TORN, random.Random(second)))
+            after.start()
+            again(after)
+            check(before, after, f"changes {operation} and {second}")
+            after.close()
+
+
+def changes_of(work: Work, image: Disk) -> int:
+    disk = image.after_power_loss(Loss.NOTHING, random.Random(0))
+    run_until(work, 1 << 60, disk)
+    return disk.operations
+
+
 def test_an_old_writer_finds_its_ledger_fenced_after_deletion_and_power_loss() -> None:
     disk = Disk()
     run_until(collections, 1 << 60, disk)
