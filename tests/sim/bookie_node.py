@@ -180,6 +180,7 @@ class BookieNode:
         self.life = 0  # counts starts
         self._requests: Requests | None = None
         self.hook: Callable[[str, BookieNode], None] = lambda _name, _node: None
+        self.leave: Callable[[], None] = self.crash  # the process ends of its own accord
         self.fence_answered: set[int] = set()  # ledgers that a fencing read was answered for
         self._random = world.stream(f"disk {bookie_id}")
         self._waiting: list[Callable[[], None]] = []  # while paused
@@ -244,6 +245,11 @@ class BookieNode:
             # A journal of its own: nothing of this life completes any more.
             self.journal = SimJournal(self, self.journal.survivors(keep))
             self._waiting.clear()
+
+    def fail_disk(self) -> None:
+        """A write or a sync will fail: a bookie whose journal fails leaves."""
+        if self.up:
+            self.leave()
 
     def wipe(self) -> None:
         """Its disks are replaced by empty ones: the cookie in the metadata store forbids to start."""

@@ -6,6 +6,7 @@ program that asked.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bkctl.formats.entry import Digester
@@ -91,6 +92,8 @@ class Cluster:
             self.digester = choice.choice((*_DIGESTERS, DIGESTER if protect else _NO_DIGESTER))
         names = [BookieId(f"b{number}") for number in range(shape.bookies)]
         self.bookies = {name: self._node(mode, name) for name in names}
+        for name, node in self.bookies.items():
+            node.leave = partial(self.crash, name)
         self._random = world.stream("placement")
         self._in_order = bool(ensemble)
         ensemble = ensemble or tuple(self._random.sample(names, shape.ensemble_size))

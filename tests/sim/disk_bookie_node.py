@@ -5,6 +5,7 @@ restart is the real one, and everything that was durable must be there (B5).
 """
 
 import asyncio
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ class DiskJournal(SteppedJournal):
         if node.journal is not self or not node.up:
             return  # of a life before
         group, node.unsynced = node.unsynced, []
-        self.step()
+        try:
+            self.step()
+        except OSError:
+            node.world.covered["journal fails"] += 1
+            node.leave()
+            return
         assert not self._unsynced
         node.keep(group)
         if node.unsynced and not self.busy:
@@ -163,6 +169,17 @@ class DiskBookieNode(BookieNode):
             self.paused = False
             self._boot(b"")
 
+    def fail_disk(self) -> None:
+        """The next sync, or the one after, reports an error, once."""
+        left = [self._random.randint(1, 3)]
+
+        def fail(kind: str, name: str) -> None:
+            left[0] -= kind == "sync"
+            if left[0] == 0 and kind == "sync":
+                raise OSError(errno.EIO, "a simulated disk fails", name)
+
+        self.disk.operation = fail
+
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def request_checkpoint(self) -> None:
@@ -172,8 +189,11 @@ class DiskBookieNode(BookieNode):
 
     async def _checkpoint(self, rotated: Callable[[], None]) -> None:
         life = self.life
-        await self._checkpointer.checkpoint(rotated)
-        self.world.covered["checkpoint"] += 1
+        try:
+            await self._checkpointer.checkpoint(rotated)
+            self.world.covered["checkpoint"] += 1
+        except OSError:  # tried again by the next one
+            self.world.covered["checkpoint fails"] += 1
         if self.life == life and self.up:
             self._checkpointing = False
             self.hook("checkpoint", self)

@@ -17,7 +17,7 @@ SHAPES = (
     (3, 3, 2), (3, 2, 2), (2, 2, 2), (4, 2, 2), (4, 2, 1),
     (5, 3, 2), (5, 5, 3), (6, 2, 2), (6, 3, 2), (1, 1, 1),
 )  # fmt: skip
-_HOOKS = ("added", "recovery added", "synced", "fenced", "fence answered")
+_HOOKS = ("added", "recovery added", "synced", "fenced", "fence answered", "checkpoint")
 _STORY_US = 120 * MS
 
 Profile = Callable[[random.Random, Plan], None]
@@ -84,6 +84,12 @@ def _crash(rng: random.Random, plan: Plan) -> None:
     plan.acts.append(Act(at, "crash", (bookie,)))
     if rng.random() < 0.7:
         plan.acts.append(Act(at + _at(rng, 0, 0.3), "restart", (bookie,)))
+
+
+def _failing_disk(rng: random.Random, plan: Plan) -> None:
+    bookie, at = _bookie(rng, plan), _at(rng)
+    plan.acts.append(Act(at, "fail_disk", (bookie,)))
+    plan.acts.append(Act(at + _at(rng, 0.1, 0.5), "restart", (bookie,)))
 
 
 def _pause(rng: random.Random, plan: Plan) -> None:
@@ -160,7 +166,7 @@ def _retry(rng: random.Random, plan: Plan) -> None:
 
 _FAULTS = (
     _crash, _pause, _cut, _slow, _lossy, _metadata, _kill_program, _stop_program, _full, _trap,
-    _metadata_trap, _retry,
+    _metadata_trap, _retry, _failing_disk,
 )  # fmt: skip
 
 

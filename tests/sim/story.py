@@ -177,6 +177,10 @@ class Story:
         self.world.tell(bookie, "is read-only")
         node.read_only = node.bookie.read_only = True
 
+    def do_fail_disk(self, bookie: str) -> None:
+        self.world.tell(bookie, "has a disk that fails")
+        self._node(bookie).fail_disk()
+
     def do_empty(self, bookie: str) -> None:
         node = self._node(bookie)
         node.read_only = node.bookie.read_only = False
