@@ -36,14 +36,16 @@ def sentence(test: str) -> str:
 
 
 def record(version: str, facts: dict[str, str], outcomes: Iterable[tuple[str, str, bool]]) -> None:
-    """Keep one run: (module, test, passed) for each case."""
+    """Keep one run: (module, test, passed) for each case. Modules that did not run keep their results."""
     tests: dict[str, dict[str, list[int]]] = {}
     for module, test, passed in outcomes:
         counts = tests.setdefault(module, {}).setdefault(test, [0, 0])
         counts[0] += passed
         counts[1] += 1
+    path = RESULTS / f"{version}.json"
+    before = json.loads(path.read_text())["tests"] if path.exists() else {}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{version}.json").write_text(json.dumps({"facts": facts, "tests": tests}, indent=1))
+    path.write_text(json.dumps({"facts": facts, "tests": before | tests}, indent=1))
 
 
 def render(runs: dict[str, Any]) -> str:
