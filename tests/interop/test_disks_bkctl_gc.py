@@ -56,8 +56,8 @@ def test_both_collect_each_others_logs_in_turn_and_keep_every_live_entry(
                 assert _rc(held, v2.ReadRequest(0, ledger_id, 0)) == ResultCode.ENOLEDGER.rc
             held.stop()
         held.start(held.bkctl)
-        for ledger_id in buried:
-            late = v2.AddRequest(0, KEY, HEADER.pack(ledger_id, 10_000, 9_999, 0) + bytes(30))
+        for buried_id in buried:
+            late = v2.AddRequest(0, KEY, HEADER.pack(buried_id, 10_000, 9_999, 0) + bytes(30))
             assert _rc(held, late) == ResultCode.EFENCED.rc
         assert not [path for path in _currents(held) if list(path.glob("*.compact*"))]
 
