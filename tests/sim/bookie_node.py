@@ -39,6 +39,9 @@ _KEY_AT = 8  # in an ADD frame, the length field included
 _VERSION = 6
 
 
+NEIGHBOURS_KEY = bytes(range(20))  # of ledgers that are not the story's
+
+
 class SimJournal:
     """Groups are written and synced in steps of virtual time; `synced` is what survives a crash."""
 
@@ -124,7 +127,7 @@ class _HookedBookie(Bookie):
 
     def add_entry(self, *arguments: Any, recovery: bool, **named: Any) -> bool:
         taken = super().add_entry(*arguments, recovery=recovery, **named)
-        if taken:
+        if taken and arguments[1] is not NEIGHBOURS_KEY:
             self._taken(recovery)
         return taken
 
@@ -351,7 +354,9 @@ class BookieNode:
 
     def holds(self, entry_id: int) -> bool:
         entries = self.durable_entries
-        return (self.ledger_id, entry_id) in entries if entry_id >= 0 else bool(entries)
+        if entry_id >= 0:
+            return (self.ledger_id, entry_id) in entries
+        return any(ledger_id == self.ledger_id for ledger_id, _ in entries)
 
     def check_negative(self, entry_id: int, answer: bytes | BookKeeperError, *, held: bool) -> None:
         """A bookie never says that it lacks what it stores."""

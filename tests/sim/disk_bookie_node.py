@@ -6,24 +6,38 @@ restart is the real one, and everything that was durable must be there (B5).
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bkctl.formats import index as index_format
 from bkctl.formats import journal as journal_format
+from bkctl.formats.entry import HEADER
 from bkctl.server.storage.checkpoint import Checkpointer
+from bkctl.server.storage.gc import CompactionPace, DirectoryCollector, Threshold
 from bkctl.server.storage.journal import JournalSettings, read_last_marks, replay
 from bkctl.server.storage.ledger_storage import LedgerStorage, StorageSettings
-from tests.sim.bookie_node import BookieNode
-from tests.sim.disk import Disk, Loss, SimFs, SimLedgersIndex, SimLocationsIndex
+from tests.sim.bookie_node import NEIGHBOURS_KEY, BookieNode
+from tests.sim.disk import (
+    Disk,
+    Loss,
+    SimEntryLogMetadataIndex,
+    SimFs,
+    SimLedgersIndex,
+    SimLocationsIndex,
+)
 from tests.sim.storage_node import InlineExecutor, SteppedJournal
 from tests.sim.world import MS
 
 _JOURNAL_DIRECTORY = Path("/journal/current")
 _LEDGERS = "/ledgers"
 _CACHE_BYTES = 8 << 10  # two arenas: a few dozen entries fill one
+_ENTRY_LOG_BYTES_MAX = 1800  # the header alone has 1024
 _CHECKPOINT_US_MAX = 80 * MS
+_COLLECTION = 0.1  # how often a checkpoint is followed by one
+_NEIGHBOURS = 0.4  # how often before a checkpoint
+_ALIVE_MAX = 0.95
 
 
 class DiskJournal(SteppedJournal):
@@ -58,6 +72,19 @@ class DiskJournal(SteppedJournal):
             node.world.after(node.sync_delay(), self._work)
 
 
+class _Nobody:
+    """Asks, and does not listen."""
+
+    closed = False
+    version2 = True
+
+    def send(self, _data: bytes) -> None: ...
+
+    def pause(self, _reason: str) -> None: ...
+
+    def resume(self, _reason: str) -> None: ...
+
+
 class DiskBookieNode(BookieNode):
     """`entries`: what is durable, by ledger and entry id."""
 
@@ -67,6 +94,8 @@ class DiskBookieNode(BookieNode):
         if self.life == 1:
             self.disk = Disk()
             self.entries: dict[tuple[int, int], bytes] = {}
+            self.neighbour = self.ledger_id + 1
+            self.deleted_neighbours: set[int] = set()
         self.unsynced: list[bytes] = []
         self._checkpointing = False
         fs = SimFs(self.disk)
@@ -76,7 +105,7 @@ class DiskBookieNode(BookieNode):
                 [_LEDGERS],
                 write_cache_bytes=_CACHE_BYTES,
                 read_cache_bytes=0,
-                entry_log_bytes_max=2048,
+                entry_log_bytes_max=_ENTRY_LOG_BYTES_MAX,
                 index_cache_bytes=1 << 10,
             ),
             fs,
@@ -122,7 +151,10 @@ class DiskBookieNode(BookieNode):
     def keep(self, group: list[bytes]) -> None:
         data = b"".join(group)
         for record in journal_format.scan_records(data, 0, 6, at_end_of_file=True).records:
-            if record.kind is journal_format.RecordKind.ENTRY:
+            if (
+                record.kind is journal_format.RecordKind.ENTRY
+                and record.ledger_id not in self.deleted_neighbours
+            ):
                 self.entries[record.ledger_id, record.entry_id] = record.body
 
     def _check_durable(self) -> None:
@@ -148,7 +180,8 @@ class DiskBookieNode(BookieNode):
     def collect(self) -> None:
         super().collect()
         if self.collected:
-            self.entries.clear()
+            self.entries = {key: body for key, body in self.entries.items() if key[0] != self.ledger_id}
+            self.unsynced.clear()  # nothing of it is to be expected after a restart
 
     # -- life and death ------------------------------------------------------------------------------
 
@@ -187,6 +220,20 @@ class DiskBookieNode(BookieNode):
             self._checkpointing = True
             asyncio.get_running_loop().create_task(self._checkpoint(self.bookie.room_again))
 
+    def _write_neighbours(self) -> None:
+        """Another ledger's entries lie between those of the story; an older one is deleted."""
+        self.neighbour += 1
+        for entry_id in range(2):
+            body = HEADER.pack(self.neighbour, entry_id, -1, 0) + bytes(100)
+            self.bookie.add_entry(
+                _Nobody(), NEIGHBOURS_KEY, body, b"", recovery=True, high_priority=True, deferred_sync=False
+            )
+        old = self.neighbour - self._random.randint(1, 2)
+        if old > self.ledger_id and self.storage.ledger(old) is not None:
+            self.bookie.delete_ledger(old)
+            self.entries = {key: body for key, body in self.entries.items() if key[0] != old}
+            self.deleted_neighbours.add(old)
+
     async def _checkpoint(self, rotated: Callable[[], None]) -> None:
         life = self.life
         try:
@@ -197,12 +244,41 @@ class DiskBookieNode(BookieNode):
         if self.life == life and self.up:
             self._checkpointing = False
             self.hook("checkpoint", self)
+            if self.background and self._random.random() < _COLLECTION:
+                self._collect_logs()
+
+    def _collect_logs(self) -> None:
+        """Entry logs of which nothing is alive go, and those of which little is are compacted."""
+        (directory,), fs = self.storage.directories, SimFs(self.disk)
+        (current,) = self.storage.current_directories
+        closed = directory.closed_log_ids()
+        if closed is None:
+            return
+        collector = DirectoryCollector(
+            current,
+            fs,
+            directory,
+            self.storage.threads[0],
+            open_metadata=lambda: SimEntryLogMetadataIndex(self.disk, current / "metadata-cache"),  # type: ignore[arg-type,return-value]
+            pace=CompactionPace(0, by_bytes=False, stopped=threading.Event()),
+            log_bytes_max=_ENTRY_LOG_BYTES_MAX,
+        )
+        try:
+            collector.refresh(closed, directory.stored_ledgers())
+            for _log_id in collector.delete_dead():
+                self.world.covered["entry log deleted"] += 1
+            for _done in collector.compact(Threshold(_ALIVE_MAX)):
+                self.world.covered["entry log compacted"] += 1
+        except OSError:  # tried again by the next one
+            self.world.covered["collection fails"] += 1
 
     def _checkpoint_later(self) -> None:
         life = self.life
 
         def now() -> None:
             if self.life == life and self.up and self.background:
+                if self._random.random() < _NEIGHBOURS:
+                    self._write_neighbours()
                 self.request_checkpoint()
                 self._checkpoint_later()
 
