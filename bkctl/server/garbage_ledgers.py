@@ -2,8 +2,8 @@
 
 Laws:
 
-1. The store is the one that has this bookie's cookie, with the instance id of its start: before the
-   listing and after it. A wrong root, or a store that was wiped, is no reason to delete anything.
+1. The store is the one that has this bookie's cookie, with the instance id that its directories have:
+   before the listing and after it. A wrong root, or a store that was wiped, deletes nothing.
 2. The listing is complete or an error ends the pass. A cluster of old, without an instance id, that
    lists no ledger at all is not believed.
 3. Each ledger that is not listed is then asked for by itself, and goes only if there is none of it. One
@@ -48,9 +48,13 @@ class MetadataRate:
 class GarbageLedgers:
     """Asks the metadata store; deletes nothing. Every coroutine may raise MetadataStoreError."""
 
-    def __init__(self, store: MetadataStore, bookie_id: BookieId, rate: MetadataRate) -> None:
+    def __init__(
+        self, store: MetadataStore, bookie_id: BookieId, instance_id: str | None, rate: MetadataRate
+    ) -> None:
+        """`instance_id`: of the cluster, as the cookies in the bookie's directories have it."""
         self._store = store
         self._bookie_id = bookie_id
+        self._instance_id = instance_id
         self._rate = rate
         self._next_read_s = 0.0
 
@@ -60,15 +64,14 @@ class GarbageLedgers:
         `local`: as of before the call. Raises MetadataLostError: it is not the store of this bookie;
         CorruptDataError: the listing leaves a doubt. What was yielded before is garbage all the same.
         """
-        instance_id = await self._require_own_store()
+        await self._require_own_store()
         plan = GarbagePlan(local)
         listed = 0
         async for ledger_ids in self._store.ledgers.ranges():
             listed += len(ledger_ids)
             plan.add_range(ledger_ids)
-        if await self._require_own_store() != instance_id:
-            raise MetadataLostError("the metadata store is of another cluster than before")
-        if local and not listed and instance_id is None:
+        await self._require_own_store()
+        if local and not listed and self._instance_id is None:
             raise MetadataLostError(
                 "the metadata store lists no ledger and has no INSTANCEID: it may be the wrong one"
             )
@@ -101,20 +104,19 @@ class GarbageLedgers:
                     finally:
                         await self._unlock(ledger_id)
 
-    async def _require_own_store(self) -> str | None:
-        """The instance id of the store. Raises MetadataLostError unless this bookie belongs to it."""
+    async def _require_own_store(self) -> None:
+        """Raises MetadataLostError unless this bookie belongs to the store."""
         instance_id = await read_instance_id(self._store.tree, self._store.root)
         cookie = await self._store.cookies.read(self._bookie_id)
         if cookie is None:
             raise MetadataLostError(
                 f"{self._store.root} has no cookie of {self._bookie_id}: it may be the wrong metadata store"
             )
-        if (cookie.value.instance_id or None) != instance_id:
+        if not (cookie.value.instance_id or None) == instance_id == self._instance_id:
             raise MetadataLostError(
-                f"{self._store.root} is of cluster {instance_id}, the cookie of {self._bookie_id} of"
-                f" {cookie.value.instance_id}"
+                f"{self._store.root} is of cluster {instance_id}, the cookie of {self._bookie_id} there of"
+                f" {cookie.value.instance_id}, the bookie of {self._instance_id}"
             )
-        return instance_id
 
     async def _read(self, ledger_id: LedgerId) -> LedgerMetadata | None:
         """None: there is no such ledger. Raises CorruptDataError: there is, and it cannot be read."""

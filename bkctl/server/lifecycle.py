@@ -21,6 +21,7 @@ from typing import Any
 
 from bkctl.config import MIB, BookieSettings
 from bkctl.errors import BookieStartError, CorruptDataError, MetadataStoreError
+from bkctl.formats import cookie as cookie_format
 from bkctl.formats import journal as journal_format
 from bkctl.formats.service_info import BOOKIE_RPC, BookieServiceInfo, Endpoint
 from bkctl.metadata.registration import RegistrationManager
@@ -227,10 +228,11 @@ class BookieServer:
     def _start_collector(self) -> None:
         settings = self._settings
         rate = MetadataRate(settings.gc_metadata_reads_per_s, settings.gc_over_replicated_at_once)
+        cookie = cookie_format.decode((self.storage.current_directories[0] / "VERSION").read_bytes())
         self.collector = GarbageCollector(
             settings,
             self.bookie,
-            GarbageLedgers(self._store, self.bookie_id, rate),
+            GarbageLedgers(self._store, self.bookie_id, cookie.instance_id or None, rate),
             self._checkpointer,
             self._fs,
             open_metadata=lambda current: EntryLogMetadataIndex.open(current / ENTRY_LOG_METADATA_NAME),

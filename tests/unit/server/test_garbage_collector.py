@@ -12,9 +12,11 @@ from bkctl.config import load_bookie_settings
 from bkctl.errors import BadInputError, MetadataLostError
 from bkctl.formats import request_v2 as v2
 from bkctl.formats import underreplication
+from bkctl.formats.cookie import make_cookie
 from bkctl.formats.ledger_path import ManagerType, ledger_path
 from bkctl.formats.result_code import ResultCode
 from bkctl.metadata.api import ANY_VERSION
+from bkctl.metadata.cluster import read_instance_id
 from bkctl.metadata.ledgers import LedgerManager
 from bkctl.metadata.memory import MemoryStore, MemoryTree
 from bkctl.server.garbage_collector import Compaction, GarbageCollector, Phase
@@ -150,6 +152,15 @@ async def wrong_instance(w: World) -> None:
     await w.tree.set(f"{w.root}/INSTANCEID", b"another-cluster", ANY_VERSION)
 
 
+async def formatted_anew(w: World) -> None:
+    """Another cluster in the same place, where a new bookie has the same id."""
+    await wrong_instance(w)
+    cookie = await w.server._store.cookies.read(BOOKIE)
+    assert cookie is not None
+    other = replace(cookie.value, instance_id="another-cluster")
+    await w.server._store.cookies.update(BOOKIE, other, ANY_VERSION)
+
+
 async def no_cookie(w: World) -> None:
     await w.tree.delete(f"{w.root}/cookies/{BOOKIE}", ANY_VERSION)
 
@@ -182,7 +193,16 @@ async def stray_node(w: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [wrong_instance, no_cookie, lost_session, short_listing, unreadable_metadata, stray_node]
+    "trouble",
+    [
+        wrong_instance,
+        formatted_anew,
+        no_cookie,
+        lost_session,
+        short_listing,
+        unreadable_metadata,
+        stray_node,
+    ],
 )
 async def test_where_the_metadata_leaves_a_doubt_nothing_is_deleted(
     tmp_path: Path, trouble: Callable[[World], object]
@@ -199,14 +219,10 @@ async def test_where_the_metadata_leaves_a_doubt_nothing_is_deleted(
 
 async def test_an_empty_listing_of_a_cluster_without_instance_id_is_not_believed(tmp_path: Path) -> None:
     store = await metadata_store(MemoryStore())
-    cookie_ids = iter((None, None))
-
-    class Garbage(GarbageLedgers):
-        async def _require_own_store(self) -> str | None:
-            return next(cookie_ids)
-
+    await store.tree.delete(f"{store.root}/INSTANCEID", ANY_VERSION)
+    await store.cookies.create(BOOKIE, make_cookie(BOOKIE, ["/j"], ["/l"], None))
     with pytest.raises(MetadataLostError, match="INSTANCEID"):
-        async with aclosing(Garbage(store, BOOKIE, RATE).deleted([LedgerId(1)])) as groups:
+        async with aclosing(GarbageLedgers(store, BOOKIE, None, RATE).deleted([LedgerId(1)])) as groups:
             _ = [group async for group in groups]
     await store.close()
 
@@ -278,13 +294,11 @@ async def test_a_ledger_that_comes_back_under_its_lock_stays(tmp_path: Path) -> 
         await store.ledgers.write(ledger_id, metadata_of("bookie-1"), found.version)
         return await create(path, *arguments, **named)  # type: ignore[arg-type]
 
+    instance_id = await read_instance_id(store.tree, store.root)
+    await store.cookies.create(BOOKIE, make_cookie(BOOKIE, ["/j"], ["/l"], instance_id))
     store.tree.create = moved_here  # type: ignore[method-assign, assignment]
-
-    class Garbage(GarbageLedgers):
-        async def _require_own_store(self) -> str | None:
-            return "id"
-
-    async with aclosing(Garbage(store, BOOKIE, RATE).over_replicated([ledger_id])) as found:
+    garbage = GarbageLedgers(store, BOOKIE, instance_id, RATE)
+    async with aclosing(garbage.over_replicated([ledger_id])) as found:
         assert [ledger async for ledger in found] == []
     await store.close()
 
@@ -307,6 +321,28 @@ async def test_compactions_wait_while_disks_are_full_or_somebody_paused_them(tmp
         assert gc.status().paused == {}
         await gc.run_now(force=True)
         assert gc.status().counters.major_compactions == 1
+
+
+async def test_a_pause_ends_a_compaction_that_runs_and_loses_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path, compactionRate="1") as w:
+        for entry_id in range(8):
+            for ledger_id in (1, 2):
+                if not entry_id:
+                    await w.create(ledger_id)
+                await w.wire.ask(add(ledger_id, entry_id, bytes([ledger_id]) * 1000))
+            await w.flush()
+        await w.delete(1)
+        run = asyncio.create_task(w.collector.run_now(major=True))
+        async with asyncio.timeout(10):
+            while w.collector.status().current_log is None:
+                await asyncio.sleep(0.01)
+            assert (w.collector.status().phase, run.done()) == (Phase.COMPACTING, False)
+            w.collector.pause()
+            await run
+        assert w.collector.status().counters.compacted_logs == 0
+        for entry_id in range(8):
+            answer = await w.wire.ask(read(2, entry_id))
+            assert answer == v2.ReadResponse(0, 2, entry_id, entry(2, entry_id, b"\2" * 1000))
 
 
 async def test_full_disks_force_a_run_if_the_settings_say_so(tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from rocksdict import Options, Rdict
 
 from bkctl.errors import BookieStartError, CorruptDataError
 from bkctl.formats import index as fmt
-from bkctl.server.storage.index import LedgersIndex, LocationsIndex, new_block_cache, open_offline
+from bkctl.formats.entry_log_metadata import EntryLogMetadata, encode, pack_key
+from bkctl.server.storage.index import (
+    EntryLogMetadataIndex,
+    LedgersIndex,
+    LocationsIndex,
+    new_block_cache,
+    open_offline,
+)
 from tests.shared_data import fixture_path
 
 KEY = b"k" * 20
@@ -243,3 +250,38 @@ def test_damage_in_an_offline_index_names_the_file_and_not_its_link(tmp_path: Pa
         pytest.raises(CorruptDataError, match=f"in {tmp_path}/locations/[0-9]+.sst"),
     ):
         list(offline.records())
+
+
+# The cache of entry logs' metadata
+
+
+def test_a_damaged_cache_of_metadata_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metadata-cache"
+    store = EntryLogMetadataIndex.open(path)
+    store.put(EntryLogMetadata(7, 100, 60, {1: 60}))
+    store.sync()
+    store.close()
+    (path / "CURRENT").write_bytes(b"no manifest\n")
+    store = EntryLogMetadataIndex.open(path)
+    assert (store.log_ids(), store.get(7)) == ([], None)
+    store.put(EntryLogMetadata(8, 100, 60, {1: 60}))
+    assert (store.log_ids(), store.get(8)) == ([8], EntryLogMetadata(8, 100, 60, {1: 60}))
+    store.close()
+
+
+def test_a_record_that_cannot_be_read_or_is_of_another_log_counts_as_none(tmp_path: Path) -> None:
+    store = EntryLogMetadataIndex.open(tmp_path / "metadata-cache")
+    store._database.put(pack_key(7), b"no metadata")
+    store._database.put(pack_key(8), encode(EntryLogMetadata(9, 100, 60, {1: 60})))
+    assert store.get(7) is None
+    assert store.get(8) is None
+    store.close()
+
+
+def test_tombstones_are_no_ledgers(tmp_path: Path) -> None:
+    ledgers = LedgersIndex.open(tmp_path / "ledgers")
+    ledgers.write({1: fmt.LedgerData(False, b"k")}, [2, 3], [2, 3], [])
+    ledgers.write({}, [], [61_180], [3])
+    assert set(ledgers.load()) == {1}
+    assert ledgers.tombstones() == [2, 61_180]
+    ledgers.close()
