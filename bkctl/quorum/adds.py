@@ -293,8 +293,8 @@ class LedgerAdds:
         was not synced, and would answer a force all the same.
         """
         index = self._index_of(bookie_id)
-        if self._deferred_sync and index is not None and self._pending.acked > self.last_add_confirmed:
-            return self.failed(bookie_id, self._pending.acked, error)
+        if self._deferred_sync and index is not None and self.last_add_pushed > self.last_add_confirmed:
+            return self.failed(bookie_id, self.last_add_pushed, error)
         outstanding = self._pending.first_outstanding(index) if index is not None else None
         if outstanding is None:
             return []

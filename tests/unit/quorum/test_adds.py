@@ -561,6 +561,16 @@ def test_a_bookie_lost_before_the_force_ends_a_deferred_writer() -> None:
         writer.forced(point)
 
 
+def test_a_bookie_lost_before_anything_was_acknowledged_ends_a_deferred_writer() -> None:
+    """It has answered everything, others have not: their answers must not acknowledge what it lost."""
+    writer = _writer((A, B), 2, 2, deferred_sync=True)
+    _add(writer)
+    writer.stored(A, 0, 0)
+    failed, _ = writer.bookie_failed(A, LOST)
+    assert isinstance(failed.error, WriteError)
+    assert writer.stored(B, 0, 0) == []
+
+
 def test_a_bookie_lost_after_the_force_is_no_matter() -> None:
     writer = _writer(deferred_sync=True)
     _add(writer)
