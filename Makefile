@@ -22,7 +22,7 @@ interop-table: $(READY) ## docs/interop.md from the newest release and the one b
 	$(BIN)/python -m tests.interop.matrix > docs/interop.md
 
 sim: $(READY) ## the replication protocol in a hostile world: SEEDS=first:end MODE=a|b|c
-	$(BIN)/python -m tests.sim --coverage --mode $(or $(MODE),a) --seeds $(or $(SEEDS),0:100000)
+	$(BIN)/python -m tests.sim --mode $(or $(MODE),a) --seeds $(or $(SEEDS),0:100000)
 
 sim-mutants: $(READY) ## known defects, put back on purpose: each must be found
 	$(BIN)/python -m tests.sim --mutants

@@ -1,6 +1,8 @@
-"""Many seeds: `python -m tests.sim --seeds 0:100000`; one, told: `python -m tests.sim --tell 17`.
+"""Many seeds: `python -m tests.sim --seeds 0:100000 [--mode b]`; one, told: `python -m tests.sim --tell 17`.
 
-Exit 0: no violation. Exit 1: the seeds that failed, each with the command that tells its story.
+`--shrink 17` cuts a seed that fails down to a scenario, `--mutants` puts known defects back, each of which
+must be found, `--coverage` fails also when a cell of the protocol's state tables was never reached.
+Exit 0: no violation. Exit 1: the seeds that failed, each with its mode, for `--tell`.
 """
 
 import argparse
