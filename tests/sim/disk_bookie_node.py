@@ -204,6 +204,8 @@ class DiskBookieNode(BookieNode):
 
     def fail_disk(self) -> None:
         """The next sync, or the one after, reports an error, once."""
+        if not self.up:
+            return  # the operator sees to it before the start
         left = [self._random.randint(1, 3)]
 
         def fail(kind: str, name: str) -> None:
