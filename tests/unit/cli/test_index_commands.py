@@ -188,9 +188,8 @@ FILES = {
     "journal": {"1a.txn": 0x1A},
     "entrylog": {"0.log": 0, "1f.log": 31, "20.log.compacting": 32, "21.log.1f.compacted": 33},
     "index": {
-        "ledgers/000004.log": None,
-        "metadata-cache/000001.log": None, "locations/CURRENT": None, "ledgers.TEMP-2020/x": None, "0/a/a.idx": 10,
-        "1/2/102.idx.rloc": 0x102,
+        "ledgers/000004.log": None, "locations/CURRENT": None, "ledgers.TEMP-2020/x": None,
+        "metadata-cache/000001.log": None, "0/a/a.idx": 10, "1/2/102.idx.rloc": 0x102,
     },
     "cookie": {"VERSION": None},
     "mark": {"lastMark": None, "lastMark.1": None, "lastId": None},
