@@ -22,7 +22,7 @@ def apache() -> Apache:
     try:
         found = resolve()
     except AssertionError as error:
-        pytest.fail(str(error), pytrace=False)
+        pytest.exit(str(error), returncode=1)
     _facts.update(
         {
             "Apache BookKeeper": found.version,
